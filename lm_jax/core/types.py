@@ -1,0 +1,34 @@
+"""The few types that every floor shares, and the legend of tensor names.
+
+Tensor names carry their axes: `x_BTD`, `q_BTNH`. Einsum strings use the same letters.
+
+    B batch           T query positions    S memory positions   D model width
+    N query heads     K key-value heads    H head size          G query heads per key-value head
+    F feed-forward    V vocabulary         E experts            C capacity
+    L layers          P patches            M mel bins
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+# Keys: tokens targets weights segments positions (and, for other families, images mels labels memory_...).
+Batch = dict[str, Any]
+
+
+class Mean(NamedTuple):
+    """A weighted mean kept as its sum and its total weight, so that it adds across micro-batches and hosts."""
+
+    sum: Array
+    count: Array
+
+    @property
+    def value(self) -> Array:
+        """`sum / count`; 0 where the count is 0."""
+        return self.sum / jnp.maximum(self.count, 1e-30)
+
+    def __add__(self, other: "Mean") -> "Mean":  # type: ignore[override]
+        return Mean(self.sum + other.sum, self.count + other.count)

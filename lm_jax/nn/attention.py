@@ -1,0 +1,230 @@
+"""Causal self-attention with grouped queries, and its key-value cache."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lm_jax.core.config import Config, check_choice, check_positive
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.param import param, weight
+from lm_jax.core.sharding import reshard, spec
+from lm_jax.core.types import Array
+from lm_jax.nn.embedding import soft_cap
+from lm_jax.nn.init import Init, zeros
+from lm_jax.nn.norm import NormConfig
+from lm_jax.nn.positions import RotaryConfig
+
+# Finite, so that a query that sees nothing (padding) gives a uniform row and not a NaN.
+MASKED = -1e30
+
+
+class Place(NamedTuple):
+    """Where the queries of a call stand. Shared by all layers."""
+
+    positions_BT: Array  # int32 [B, T] or [1, T]: the position within the document, for position embeddings
+    segments_BT: Array | None  # int32 [B, T]: the document within the row, 0 is padding; None: one document per row
+
+
+class Cache(NamedTuple):
+    """The keys and values of the past, one layer's or (with a leading axis) those of a whole stack."""
+
+    keys: Array  # [B, S, K, H]
+    values: Array  # [B, S, K, H]
+
+
+class CacheInfo(NamedTuple):
+    """What all layers' caches share."""
+
+    index: Array  # int32 []: how many slots are filled
+    segments_BS: Array  # int32 [B, S]: as in `Place`, for the slots
+    limit: Array  # int32 []: a query sees at most this many slots back, itself included
+
+
+@dataclasses.dataclass(kw_only=True)
+class AttentionConfig(Config):
+    """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762).
+
+    | field | what | source |
+    |---|---|---|
+    | num_kv_heads | key-value heads shared by groups of query heads; None: as many as query heads | Ainslie et al. 2023, arXiv:2305.13245 |
+    | head_dim | None: width / num_heads | |
+    | rotary | rotary positions; None: no positions in attention | arXiv:2104.09864 |
+    | qk_norm | a norm of every query and key head before the rotation | Dehghani et al. 2023, arXiv:2302.05442 |
+    | window | a query sees only the last `window` tokens, itself included | Beltagy et al. 2020, arXiv:2004.05150 |
+    | soft_cap | scores pass through cap * tanh(score / cap) | Gemma 2, arXiv:2408.00118 |
+    | scale | of the scores; None: head_dim ** -0.5 | |
+    | bias, output_bias | on the query, key and value projections; on the output projection | |
+    | implementation | "reference" (below), or "xla" / "cudnn" of `jax.nn.dot_product_attention` | |
+    """
+
+    num_heads: int = 12
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    rotary: RotaryConfig | None = None
+    qk_norm: NormConfig | None = None
+    window: int | None = None
+    soft_cap: float | None = None
+    scale: float | None = None
+    bias: bool = False
+    output_bias: bool = False
+    implementation: str = "reference"
+
+    def validate(self) -> None:
+        """Raises `ConfigError` where heads do not divide or the implementation lacks a feature."""
+        check_choice("implementation", self.implementation, ("reference", "xla", "cudnn"))
+        check_positive(self, "num_heads")
+        for name in ("num_kv_heads", "head_dim", "window", "soft_cap", "scale"):
+            if getattr(self, name) is not None:
+                check_positive(self, name)
+        if self.num_heads % (self.num_kv_heads or self.num_heads):
+            raise ConfigError(f"num_heads={self.num_heads} is not divisible by num_kv_heads={self.num_kv_heads}")
+        if self.soft_cap is not None and self.implementation != "reference":
+            raise ConfigError(f"soft_cap needs implementation='reference', not {self.implementation!r}")
+
+    def size(self, width: int) -> int:
+        """The head size H. Raises `ConfigError` when the heads do not divide `width`."""
+        if self.head_dim is not None:
+            return self.head_dim
+        if width % self.num_heads:
+            near = [h for h in range(self.num_heads, 0, -1) if width % h == 0][0]
+            raise ConfigError(
+                f"width={width} is not divisible by num_heads={self.num_heads}; "
+                f"take a divisor of {width} (such as {near}) or set head_dim"
+            )
+        return width // self.num_heads
+
+    def build(self, rngs: nnx.Rngs, width: int, init: Init, num_layers: int) -> "Attention":
+        """The layer for inputs of `width`, in a stack of `num_layers`."""
+        return Attention(self, rngs, width, init, num_layers)
+
+    def flops_per_token(self, width: int, length: int, *, causal: bool) -> float:
+        """Matrix-product FLOPs of one forward pass, a mean over the tokens of a row of `length`.
+
+        The scores are counted over the full square, or with `causal` over the visible half (or window) only.
+        """
+        N, K, H = self.num_heads, self.num_kv_heads or self.num_heads, self.size(width)
+        window = min(self.window or length, length)
+        seen = (length - (window - 1) / 2) * window / length if causal else length
+        return 2 * width * H * (2 * N + 2 * K) + 4 * seen * N * H
+
+
+class Attention(nnx.Module):
+    """See `AttentionConfig`."""
+
+    def __init__(self, config: AttentionConfig, rngs: nnx.Rngs, width: int, init: Init, num_layers: int):
+        self.config = config
+        D, N, K, H = width, config.num_heads, config.num_kv_heads or config.num_heads, config.size(width)
+        kv = ("kv_heads", "head_dim")
+        self.query = param(rngs, init.linear(D), (D, N, H), ("embed", "heads", "head_dim"))
+        self.key = param(rngs, init.linear(D), (D, K, H), ("embed", *kv))
+        self.value = param(rngs, init.linear(D), (D, K, H), ("embed", *kv))
+        self.output = param(rngs, init.output(N * H, num_layers), (N, H, D), ("heads", "head_dim", "embed"))
+        self.query_bias = param(rngs, zeros, (N, H), ("heads", "head_dim")) if config.bias else None
+        self.key_bias = param(rngs, zeros, (K, H), kv) if config.bias else None
+        self.value_bias = param(rngs, zeros, (K, H), kv) if config.bias else None
+        self.output_bias = param(rngs, zeros, (D,), ("embed",)) if config.output_bias else None
+        self.query_norm = None if config.qk_norm is None else config.qk_norm.build(rngs, H, "head_dim")
+        self.key_norm = None if config.qk_norm is None else config.qk_norm.build(rngs, H, "head_dim")
+
+    def __call__(
+        self, x_BTD: Array, place: Place, cache: Cache | None = None, info: CacheInfo | None = None
+    ) -> tuple[Array, Cache | None]:
+        """[B, T, D] to [B, T, D] in the dtype of `x_BTD`; with a cache also the cache with T slots more."""
+        q_BTNH = self._project(x_BTD, self.query, self.query_bias)
+        k_BTKH = self._project(x_BTD, self.key, self.key_bias)
+        v_BTKH = self._project(x_BTD, self.value, self.value_bias)
+        if self.query_norm is not None and self.key_norm is not None:
+            q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
+        if self.config.rotary is not None:
+            q_BTNH = self.config.rotary.rotate(q_BTNH, place.positions_BT)
+            k_BTKH = self.config.rotary.rotate(k_BTKH, place.positions_BT)
+        if cache is None or info is None:
+            y_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, place)
+        else:
+            cache = Cache(_write(cache.keys, k_BTKH, info.index), _write(cache.values, v_BTKH, info.index))
+            mask = _cache_mask(info, place, self.config.window)
+            y_BTNH = attend(q_BTNH, cache.keys, cache.values, mask, self._scale, self.config.soft_cap)
+        out = spec("batch", "sequence", None)
+        y_BTD = jnp.einsum("BTNH,NHD->BTD", y_BTNH, weight(self.output, x_BTD.dtype), out_sharding=out)
+        if self.output_bias is not None:
+            y_BTD = y_BTD + weight(self.output_bias, x_BTD.dtype)[None, None, :]
+        return y_BTD, cache
+
+    @property
+    def _scale(self) -> float:
+        return self.config.scale or self.query.shape[-1] ** -0.5
+
+    def _project(self, x_BTD: Array, matrix: nnx.Param, bias: nnx.Param | None) -> Array:
+        y_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, weight(matrix, x_BTD.dtype))
+        return y_BTNH if bias is None else y_BTNH + weight(bias, x_BTD.dtype)[None, None, :, :]
+
+    def _attend(self, q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, place: Place) -> Array:
+        config = self.config
+        # Where the sequence is split, keys and values are gathered: every query needs all of them.
+        whole = spec("batch", None, "kv_heads", None)
+        k_BSKH, v_BSKH = reshard(k_BSKH, whole), reshard(v_BSKH, whole)
+        if config.implementation == "reference":
+            mask = causal_mask(q_BTNH.shape[1], config.window, place.segments_BT)
+            return attend(q_BTNH, k_BSKH, v_BSKH, mask, self._scale, config.soft_cap)
+        same = None if place.segments_BT is None else _same_segment(place.segments_BT)
+        window = None if config.window is None else (config.window - 1, 0)
+        return jax.nn.dot_product_attention(
+            q_BTNH,
+            k_BSKH,
+            v_BSKH,
+            mask=same,
+            scale=self._scale,
+            is_causal=True,
+            local_window_size=window,
+            implementation=config.implementation,
+        )
+
+
+def causal_mask(length: int, window: int | None, segments_BT: Array | None) -> Array:
+    """bool [B or 1, 1, T, S]: whether query t sees key s: not later, within the window, in the same segment."""
+    t, s = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
+    mask = s <= t
+    if window is not None:
+        mask = mask & (t - s < window)
+    mask = mask[None, None, :, :]
+    if segments_BT is not None:
+        mask = mask & _same_segment(segments_BT)
+    return mask
+
+
+def _same_segment(segments_BT: Array) -> Array:
+    segments_BS = reshard(segments_BT, spec("batch", None))
+    return segments_BT[:, None, :, None] == segments_BS[:, None, None, :]
+
+
+def attend(
+    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Array, scale: float, cap: float | None = None
+) -> Array:
+    """softmax(scale q k^T, masked) v with float32 scores; [B, T, N, H] in the dtype of `q_BTNH`.
+
+    Query heads are grouped over the K key-value heads in order. `mask` is bool, broadcastable to [B, 1, T, S].
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * scale
+    scores = jnp.where(mask[:, :, None, :, :], soft_cap(scores, cap), MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BSKH).reshape(B, T, N, H)
+
+
+def _write(slots: Array, new: Array, index: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(slots, new, index, axis=1)
+
+
+def _cache_mask(info: CacheInfo, place: Place, window: int | None) -> Array:
+    T, S = place.positions_BT.shape[1], info.segments_BS.shape[1]
+    assert place.segments_BT is not None
+    t, s = info.index + jnp.arange(T)[:, None], jnp.arange(S)[None, :]
+    reach = info.limit if window is None else jnp.minimum(info.limit, window)
+    mask = (s <= t) & (t - s < reach)
+    same = place.segments_BT[:, None, :, None] == info.segments_BS[:, None, None, :]
+    return mask[None, None, :, :] & same

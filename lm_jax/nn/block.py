@@ -1,0 +1,76 @@
+"""One layer of a stack: a mixer and a feed-forward layer around the residual stream."""
+
+import dataclasses
+
+import jax
+from flax import nnx
+
+from lm_jax.core.config import Config, check_choice
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.types import Array
+from lm_jax.nn.attention import AttentionConfig, Cache, CacheInfo, Place
+from lm_jax.nn.dropout import dropout
+from lm_jax.nn.init import Init
+from lm_jax.nn.mlp import MLPConfig
+from lm_jax.nn.norm import NormConfig
+
+
+@dataclasses.dataclass(kw_only=True)
+class BlockConfig(Config):
+    """`x = x + f(x)` for f the mixer, then the feed-forward layer. `placement` says where the norms stand:
+
+    "pre": x + f(norm(x)) (GPT-2, Llama); "post": norm(x + f(x)) (Vaswani et al. 2017);
+    "sandwich": x + norm(f(norm(x))) (Gemma 2, arXiv:2408.00118).
+    """
+
+    mixer: AttentionConfig = dataclasses.field(default_factory=AttentionConfig)
+    feed_forward: MLPConfig = dataclasses.field(default_factory=MLPConfig)
+    norm: NormConfig = dataclasses.field(default_factory=NormConfig)
+    placement: str = "pre"
+    dropout: float = 0.0
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for an unknown placement or a dropout rate outside [0, 1)."""
+        check_choice("placement", self.placement, ("pre", "post", "sandwich"))
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")
+
+    def build(self, rngs: nnx.Rngs, width: int, init: Init, num_layers: int) -> "Block":
+        """One layer of a stack of `num_layers` of `width`."""
+        return Block(self, rngs, width, init, num_layers)
+
+    def flops_per_token(self, width: int, length: int, *, causal: bool) -> float:
+        """Forward matrix-product FLOPs per token at rows of `length`."""
+        return self.mixer.flops_per_token(width, length, causal=causal) + self.feed_forward.flops_per_token(width)
+
+
+class Block(nnx.Module):
+    """See `BlockConfig`."""
+
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs, width: int, init: Init, num_layers: int):
+        self.config = config
+        self.mixer = config.mixer.build(rngs, width, init, num_layers)
+        self.feed_forward = config.feed_forward.build(rngs, width, init, num_layers)
+        before, after = config.placement != "post", config.placement != "pre"
+        self.mixer_norm = config.norm.build(rngs, width) if before else None
+        self.mixer_post_norm = config.norm.build(rngs, width) if after else None
+        self.feed_forward_norm = config.norm.build(rngs, width) if before else None
+        self.feed_forward_post_norm = config.norm.build(rngs, width) if after else None
+
+    def __call__(
+        self, x_BTD: Array, place: Place, cache: Cache | None, info: CacheInfo | None, key: Array | None
+    ) -> tuple[Array, Cache | None]:
+        """[B, T, D] to [B, T, D]; `key` None means evaluation (no dropout)."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        h_BTD = x_BTD if self.mixer_norm is None else self.mixer_norm(x_BTD)
+        h_BTD, cache = self.mixer(h_BTD, place, cache, info)
+        x_BTD = self._add(x_BTD, h_BTD, self.mixer_post_norm, keys[0])
+        h_BTD = x_BTD if self.feed_forward_norm is None else self.feed_forward_norm(x_BTD)
+        h_BTD = self.feed_forward(h_BTD)
+        return self._add(x_BTD, h_BTD, self.feed_forward_post_norm, keys[1]), cache
+
+    def _add(self, x: Array, branch: Array, norm: nnx.Module | None, key: Array | None) -> Array:
+        branch = dropout(branch, self.config.dropout, key)
+        if norm is None:
+            return x + branch
+        return norm(x + branch) if self.config.placement == "post" else x + norm(branch)

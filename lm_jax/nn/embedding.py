@@ -1,0 +1,73 @@
+"""Token embeddings at the bottom of a text model."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+
+from lm_jax.core.config import Config
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.param import param, weight
+from lm_jax.core.sharding import spec
+from lm_jax.core.types import Array
+from lm_jax.nn.dropout import dropout
+from lm_jax.nn.init import Init
+from lm_jax.nn.norm import NormConfig
+from lm_jax.nn.positions import PositionTableConfig
+
+
+@dataclasses.dataclass(kw_only=True)
+class EmbeddingConfig(Config):
+    """A table of token vectors, plus optionally position vectors, a norm and dropout.
+
+    `scale` multiplies the token vectors (Gemma: sqrt(width)).
+    """
+
+    positions: PositionTableConfig | None = None
+    scale: float = 1.0
+    norm: NormConfig | None = None
+    dropout: float = 0.0
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for a dropout rate outside [0, 1)."""
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")
+
+    def build(self, rngs: nnx.Rngs, vocab_size: int, width: int, init: Init) -> "Embedding":
+        """The layer for ids below `vocab_size`."""
+        return Embedding(self, rngs, vocab_size, width, init)
+
+
+class Embedding(nnx.Module):
+    """See `EmbeddingConfig`."""
+
+    def __init__(self, config: EmbeddingConfig, rngs: nnx.Rngs, vocab_size: int, width: int, init: Init):
+        self.config = config
+        self.table = param(rngs, init.embedding(), (vocab_size, width), ("vocab", "embed"))
+        self.positions = None if config.positions is None else config.positions.build(rngs, width, init)
+        self.norm = None if config.norm is None else config.norm.build(rngs, width)
+
+    def __call__(self, tokens_BT: Array, positions_BT: Array, dtype: jnp.dtype, key: Array | None) -> Array:
+        """Vectors [B, T, D] of `dtype` for int32 ids [B, T] at positions [B, T] or [1, T]."""
+        out = spec("batch", "sequence", None)
+        x_BTD = weight(self.table, dtype).at[tokens_BT].get(mode="clip", out_sharding=out)
+        if self.config.scale != 1.0:
+            x_BTD = x_BTD * jnp.asarray(self.config.scale, dtype)
+        if self.positions is not None:
+            x_BTD = x_BTD + self.positions(positions_BT, dtype)
+        if self.norm is not None:
+            x_BTD = self.norm(x_BTD)
+        return dropout(x_BTD, self.config.dropout, key)
+
+    def logits(self, x_BTD: Array) -> Array:
+        """The tied output projection: float32 [B, T, V] (Press and Wolf 2017, arXiv:1608.05859)."""
+        table = weight(self.table, x_BTD.dtype)
+        out = spec("batch", "sequence", "vocab")
+        return jnp.einsum("BTD,VD->BTV", x_BTD, table, preferred_element_type=jnp.float32, out_sharding=out)
+
+
+def soft_cap(x: Array, cap: float | None) -> Array:
+    """`cap * tanh(x / cap)`, which keeps x within (-cap, cap) (Gemma 2, arXiv:2408.00118); x itself for None."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+

@@ -1,0 +1,84 @@
+"""The position-wise feed-forward layer."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lm_jax.core.config import Config, check_choice, check_positive
+from lm_jax.core.param import param, weight
+from lm_jax.core.sharding import spec
+from lm_jax.core.types import Array
+from lm_jax.nn.init import Init, zeros
+
+
+def relu_squared(x: Array) -> Array:
+    """max(x, 0)^2 (So et al. 2021, arXiv:2109.08668)."""
+    return jnp.square(jax.nn.relu(x))
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "relu_squared": relu_squared,
+}
+
+
+@dataclasses.dataclass(kw_only=True)
+class MLPConfig(Config):
+    """`down(act(up(x)))`, or with a gate `down(act(gate(x)) * up(x))` (Shazeer 2020, arXiv:2002.05202).
+
+    SwiGLU is a gated "silu", GEGLU a gated "gelu" or "gelu_tanh".
+    """
+
+    hidden: int = 3072
+    activation: str = "gelu_tanh"
+    gated: bool = False
+    bias: bool = False
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for an unknown activation or a non-positive width."""
+        check_choice("activation", self.activation, tuple(ACTIVATIONS))
+        check_positive(self, "hidden")
+
+    def build(self, rngs: nnx.Rngs, width: int, init: Init, num_layers: int) -> "MLP":
+        """The layer for inputs of `width`, in a stack of `num_layers`."""
+        return MLP(self, rngs, width, init, num_layers)
+
+    def flops_per_token(self, width: int) -> int:
+        """Matrix-product FLOPs of one forward pass over one token (a multiply-add is 2)."""
+        return 2 * (3 if self.gated else 2) * width * self.hidden
+
+
+class MLP(nnx.Module):
+    """See `MLPConfig`."""
+
+    def __init__(self, config: MLPConfig, rngs: nnx.Rngs, width: int, init: Init, num_layers: int):
+        self.config = config
+        D, F = width, config.hidden
+        self.up = param(rngs, init.linear(D), (D, F), ("embed", "mlp"))
+        self.gate = param(rngs, init.linear(D), (D, F), ("embed", "mlp")) if config.gated else None
+        self.down = param(rngs, init.output(F, num_layers), (F, D), ("mlp", "embed"))
+        self.up_bias = param(rngs, zeros, (F,), ("mlp",)) if config.bias else None
+        self.down_bias = param(rngs, zeros, (D,), ("embed",)) if config.bias else None
+
+    def __call__(self, x_BTD: Array) -> Array:
+        """[B, T, D] to [B, T, D] in the dtype of `x_BTD`."""
+        act, dtype = ACTIVATIONS[self.config.activation], x_BTD.dtype
+        h_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, weight(self.up, dtype))
+        if self.up_bias is not None:
+            h_BTF = h_BTF + weight(self.up_bias, dtype)[None, None, :]
+        if self.gate is None:
+            h_BTF = act(h_BTF)
+        else:
+            h_BTF = act(jnp.einsum("BTD,DF->BTF", x_BTD, weight(self.gate, dtype))) * h_BTF
+        out = spec("batch", "sequence", None)
+        y_BTD = jnp.einsum("BTF,FD->BTD", h_BTF, weight(self.down, dtype), out_sharding=out)
+        if self.down_bias is not None:
+            y_BTD = y_BTD + weight(self.down_bias, dtype)[None, None, :]
+        return y_BTD

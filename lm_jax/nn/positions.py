@@ -1,0 +1,90 @@
+"""How a model knows where a token stands: rotary embeddings, learned and sinusoidal tables."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lm_jax.core.config import Config, check_choice, check_positive
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.param import param, weight
+from lm_jax.core.sharding import spec
+from lm_jax.core.types import Array
+from lm_jax.nn.init import Init
+
+
+@dataclasses.dataclass(kw_only=True)
+class RotaryConfig(Config):
+    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), half-split as in Llama.
+
+    `fraction` of each head turns (the first part of it); the rest is left as it is (GPT-NeoX).
+    """
+
+    base: float = 10_000.0
+    fraction: float = 1.0
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for a base of at most 1 or a fraction outside (0, 1]."""
+        if self.base <= 1 or not 0 < self.fraction <= 1:
+            raise ConfigError(f"base={self.base} must be above 1 and fraction={self.fraction} in (0, 1]")
+
+    def rotate(self, x_BTNH: Array, positions_BT: Array) -> Array:
+        """Turns the pairs (x[i], x[i + r/2]) by `position * base ** (-2 i / r)`; same shape and dtype.
+
+        `positions_BT` is int32 [B, T] or [1, T]. Angles are taken in float32.
+        """
+        turned = int(x_BTNH.shape[-1] * self.fraction) // 2 * 2
+        frequency = jnp.asarray(self.base ** (-np.arange(0, turned, 2) / turned), jnp.float32)
+        angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency[None, None, None, :]
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        first, second = jnp.split(x_BTNH[..., :turned].astype(jnp.float32), 2, axis=-1)
+        parts = [first * cos - second * sin, second * cos + first * sin]
+        y = jnp.concatenate(parts, axis=-1).astype(x_BTNH.dtype)
+        return jnp.concatenate([y, x_BTNH[..., turned:]], axis=-1) if turned < x_BTNH.shape[-1] else y
+
+
+@dataclasses.dataclass(kw_only=True)
+class PositionTableConfig(Config):
+    """A table of position vectors that is added to the token embeddings.
+
+    "learned" (GPT-2), or "sinusoidal" (Vaswani et al. 2017, arXiv:1706.03762, section 3.5): fixed, sines in the even and
+    cosines in the odd columns.
+    """
+
+    kind: str = "learned"
+    length: int = 1024
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for an unknown kind or an empty table."""
+        check_choice("kind", self.kind, ("learned", "sinusoidal"))
+        check_positive(self, "length")
+
+    def build(self, rngs: nnx.Rngs, width: int, init: Init) -> "PositionTable":
+        """The table of `length` positions of `width`."""
+        return PositionTable(self, rngs, width, init)
+
+
+class PositionTable(nnx.Module):
+    """See `PositionTableConfig`."""
+
+    def __init__(self, config: PositionTableConfig, rngs: nnx.Rngs, width: int, init: Init):
+        self.config = config
+        self.width = width
+        shape, axes = (config.length, width), ("positions", "embed")
+        self.table = param(rngs, init.embedding(), shape, axes) if config.kind == "learned" else None
+
+    def __call__(self, positions_BT: Array, dtype: jnp.dtype) -> Array:
+        """Position vectors [B, T, D] for int32 positions [B, T] or [1, T]."""
+        if self.table is None:
+            table = jnp.asarray(sinusoids(self.config.length, self.width), dtype)
+        else:
+            table = weight(self.table, dtype)
+        batch = "batch" if positions_BT.shape[0] > 1 else None
+        return table.at[positions_BT].get(mode="clip", out_sharding=spec(batch, "sequence", None))
+
+
+def sinusoids(length: int, width: int) -> np.ndarray:
+    """float32 [length, width]: sin(p / 10000^(2i/width)) in column 2i, the cosine in column 2i + 1."""
+    angle = np.arange(length)[:, None] * 10_000.0 ** (-np.arange(0, width, 2) / width)[None, :]
+    return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, -1)[:, :width].astype(np.float32)
