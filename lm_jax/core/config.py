@@ -8,6 +8,8 @@ import dataclasses
 import difflib
 import importlib
 import sys
+import types
+import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,15 +39,41 @@ def nodes(config: Config, path: str = "config") -> Iterator[tuple[str, Config]]:
 
 
 def validate_tree(config: Config) -> None:
-    """Validates every node; raises one `ConfigError` that lists all problems, each with the node's path."""
+    """Checks every field's type and every node's own rules; raises one `ConfigError` that lists all problems by path."""
     problems = []
     for path, node in nodes(config):
+        hints = typing.get_type_hints(type(node))
+        wrong = [f.name for f in dataclasses.fields(node) if not _is_a(getattr(node, f.name), hints[f.name])]
+        problems += [
+            f"{path}.{name}={getattr(node, name)!r} is not of type {_show(hints[name])}" for name in wrong
+        ]
+        if wrong:
+            continue
         try:
             node.validate()
         except ConfigError as error:
             problems.append(f"{path}: {error}")
     if problems:
         raise ConfigError("; ".join(problems))
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_is_a(value, arg) for arg in args)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if args[-1] is Ellipsis:
+            return all(_is_a(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(_is_a, value, args))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+
+
+def _show(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -74,7 +102,9 @@ def to_json(value: Any) -> Any:
         return [to_json(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise ConfigError(f"{value!r} cannot stand in a config: use bool, int, float, str, None, tuples and configs")
+    raise ConfigError(
+        f"{value!r} cannot stand in a config: use bool, int, float, str, None, tuples and configs"
+    )
 
 
 def from_json(value: Any) -> Any:
@@ -112,7 +142,9 @@ def _config_class(name: str) -> type[Config]:
         module = sys.modules.get(module_name)
     kind = getattr(module, class_name, None)
     if not (isinstance(kind, type) and issubclass(kind, Config)):
-        raise ConfigError(f"config class {name!r} is not known; for a class of your own, pass its --config file")
+        raise ConfigError(
+            f"config class {name!r} is not known; for a class of your own, pass its --config file"
+        )
     return kind
 
 

@@ -17,7 +17,11 @@ Params = dict[str, Any]  # nested dicts of arrays
 
 
 def param(
-    rngs: nnx.Rngs, init: Callable[..., Array], shape: tuple[int, ...], axes: tuple[str, ...], dtype: Any = jnp.float32
+    rngs: nnx.Rngs,
+    init: Callable[..., Array],
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    dtype: Any = jnp.float32,
 ) -> nnx.Param:
     """A parameter drawn by `init(key, shape, dtype)`, split as the layout says for its logical `axes`."""
     assert len(shape) == len(axes), (shape, axes)
@@ -27,7 +31,9 @@ def param(
 def weight(parameter: nnx.Param, dtype: Any) -> Array:
     """The parameter's value for use in a layer: cast to `dtype`, gathered over the layout's `gather` axes."""
     value = parameter[...]
-    axes = parameter.axes[-value.ndim :] if value.ndim else ()  # inside a scan the leading "layers" axis is gone
+    axes = (
+        parameter.axes[-value.ndim :] if value.ndim else ()
+    )  # inside a scan the leading "layers" axis is gone
     return reshard(value.astype(dtype), spec(*axes, gathered=True))
 
 

@@ -94,7 +94,9 @@ class Decoder(nnx.Module):
         V, D = config.vocab_size, config.width
         self.embedding = config.embedding.build(rngs, V, D, config.init)
         self.stack = config.stack.build(rngs, D, config.init)
-        self.head = None if config.head.tied else param(rngs, config.init.linear(D), (D, V), ("embed", "vocab"))
+        self.head = (
+            None if config.head.tied else param(rngs, config.init.linear(D), (D, V), ("embed", "vocab"))
+        )
         self.head_bias = param(rngs, nnx.initializers.zeros, (V,), ("vocab",)) if config.head.bias else None
 
     def __call__(self, batch: Batch, *, key: Array | None = None) -> Output:
@@ -119,7 +121,9 @@ class Decoder(nnx.Module):
         else:
             out = spec("batch", "sequence", "vocab")
             head = weight(self.head, hidden_BTD.dtype)
-            y_BTV = jnp.einsum("BTD,DV->BTV", hidden_BTD, head, preferred_element_type=jnp.float32, out_sharding=out)
+            y_BTV = jnp.einsum(
+                "BTD,DV->BTV", hidden_BTD, head, preferred_element_type=jnp.float32, out_sharding=out
+            )
         if self.head_bias is not None:
             y_BTV = y_BTV + weight(self.head_bias, jnp.float32)[None, None, :]
         return soft_cap(y_BTV, self.config.head.soft_cap)
@@ -135,7 +139,9 @@ class Decoder(nnx.Module):
         limit = jnp.int32(length if context is None else context)
         return DecodeState(caches, CacheInfo(jnp.int32(0), segments, limit))
 
-    def decode(self, tokens_BT: Array, state: DecodeState, weights_BT: Array | None = None) -> tuple[Array, DecodeState]:
+    def decode(
+        self, tokens_BT: Array, state: DecodeState, weights_BT: Array | None = None
+    ) -> tuple[Array, DecodeState]:
         """float32 logits [B, T, V] of the next T tokens of each row, and the state with them added.
 
         `weights_BT` is 0 at padding (which must stand at the left of a row), 1 elsewhere; None: no padding.

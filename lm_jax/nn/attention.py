@@ -14,6 +14,7 @@ from lm_jax.core.sharding import reshard, spec
 from lm_jax.core.types import Array
 from lm_jax.nn.embedding import soft_cap
 from lm_jax.nn.init import Init, zeros
+from lm_jax.nn.linear import project
 from lm_jax.nn.norm import NormConfig
 from lm_jax.nn.positions import RotaryConfig
 
@@ -25,7 +26,9 @@ class Place(NamedTuple):
     """Where the queries of a call stand. Shared by all layers."""
 
     positions_BT: Array  # int32 [B, T] or [1, T]: the position within the document, for position embeddings
-    segments_BT: Array | None  # int32 [B, T]: the document within the row, 0 is padding; None: one document per row
+    segments_BT: (
+        Array | None
+    )  # int32 [B, T]: the document within the row, 0 is padding; None: one document per row
 
 
 class Cache(NamedTuple):
@@ -80,7 +83,9 @@ class AttentionConfig(Config):
             if getattr(self, name) is not None:
                 check_positive(self, name)
         if self.num_heads % (self.num_kv_heads or self.num_heads):
-            raise ConfigError(f"num_heads={self.num_heads} is not divisible by num_kv_heads={self.num_kv_heads}")
+            raise ConfigError(
+                f"num_heads={self.num_heads} is not divisible by num_kv_heads={self.num_kv_heads}"
+            )
         if self.soft_cap is not None and self.implementation != "reference":
             raise ConfigError(f"soft_cap needs implementation='reference', not {self.implementation!r}")
 
@@ -148,7 +153,7 @@ class Attention(nnx.Module):
             mask = _cache_mask(info, place, self.config.window)
             y_BTNH = attend(q_BTNH, cache.keys, cache.values, mask, self._scale, self.config.soft_cap)
         out = spec("batch", "sequence", None)
-        y_BTD = jnp.einsum("BTNH,NHD->BTD", y_BTNH, weight(self.output, x_BTD.dtype), out_sharding=out)
+        y_BTD = project("BTNH,NHD->BTD", y_BTNH, weight(self.output, x_BTD.dtype), out)
         if self.output_bias is not None:
             y_BTD = y_BTD + weight(self.output_bias, x_BTD.dtype)[None, None, :]
         return y_BTD, cache
@@ -158,7 +163,7 @@ class Attention(nnx.Module):
         return self.config.scale or self.query.shape[-1] ** -0.5
 
     def _project(self, x_BTD: Array, matrix: nnx.Param, bias: nnx.Param | None) -> Array:
-        y_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, weight(matrix, x_BTD.dtype))
+        y_BTNH = project("BTD,DNH->BTNH", x_BTD, weight(matrix, x_BTD.dtype))
         return y_BTNH if bias is None else y_BTNH + weight(bias, x_BTD.dtype)[None, None, :, :]
 
     def _attend(self, q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, place: Place) -> Array:

@@ -69,5 +69,3 @@ class Embedding(nnx.Module):
 def soft_cap(x: Array, cap: float | None) -> Array:
     """`cap * tanh(x / cap)`, which keeps x within (-cap, cap) (Gemma 2, arXiv:2408.00118); x itself for None."""
     return x if cap is None else cap * jnp.tanh(x / cap)
-
-

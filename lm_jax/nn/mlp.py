@@ -13,6 +13,7 @@ from lm_jax.core.param import param, weight
 from lm_jax.core.sharding import spec
 from lm_jax.core.types import Array
 from lm_jax.nn.init import Init, zeros
+from lm_jax.nn.linear import project
 
 
 def relu_squared(x: Array) -> Array:
@@ -70,15 +71,15 @@ class MLP(nnx.Module):
     def __call__(self, x_BTD: Array) -> Array:
         """[B, T, D] to [B, T, D] in the dtype of `x_BTD`."""
         act, dtype = ACTIVATIONS[self.config.activation], x_BTD.dtype
-        h_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, weight(self.up, dtype))
+        h_BTF = project("BTD,DF->BTF", x_BTD, weight(self.up, dtype))
         if self.up_bias is not None:
             h_BTF = h_BTF + weight(self.up_bias, dtype)[None, None, :]
         if self.gate is None:
             h_BTF = act(h_BTF)
         else:
-            h_BTF = act(jnp.einsum("BTD,DF->BTF", x_BTD, weight(self.gate, dtype))) * h_BTF
+            h_BTF = act(project("BTD,DF->BTF", x_BTD, weight(self.gate, dtype))) * h_BTF
         out = spec("batch", "sequence", None)
-        y_BTD = jnp.einsum("BTF,FD->BTD", h_BTF, weight(self.down, dtype), out_sharding=out)
+        y_BTD = project("BTF,FD->BTD", h_BTF, weight(self.down, dtype), out)
         if self.down_bias is not None:
             y_BTD = y_BTD + weight(self.down_bias, dtype)[None, None, :]
         return y_BTD

@@ -1,0 +1,171 @@
+"""The config of a whole run, and reading it from an experiment file and the command line."""
+
+import dataclasses
+import re
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from lm_jax.core.config import Config, check_positive, nearest, validate_tree
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.sharding import Layout, MeshShape
+from lm_jax.data.text import TextData
+from lm_jax.evals.perplexity import PerplexityConfig
+from lm_jax.infer.sampling import SamplingConfig
+from lm_jax.models.decoder import DecoderConfig
+from lm_jax.objectives.lm import LMConfig
+from lm_jax.optim.base import OptimizerConfig
+from lm_jax.train.checkpoint import CheckpointConfig
+from lm_jax.train.step import StepConfig
+from lm_jax.train.trainer import TrainConfig
+
+
+@dataclasses.dataclass(kw_only=True)
+class SamplesConfig(Config):
+    """Text generated during training: `num_samples` continuations of every prompt each `every` steps and at the end.
+
+    An empty prompt starts a new document. `max_tokens` may exceed the training length where the model has no position
+    table: attention then slides over the last `data.length` tokens.
+    """
+
+    every: int = 0
+    prompts: tuple[str, ...] = ("",)
+    num_samples: int = 1
+    max_tokens: int = 200
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for sizes out of range."""
+        check_positive(self, "num_samples", "max_tokens")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Experiment(Config):
+    """Everything that defines a run. It is written to the run's directory and rebuilds the run."""
+
+    data: TextData
+    model: DecoderConfig
+    objective: LMConfig = dataclasses.field(default_factory=LMConfig)
+    optimizer: OptimizerConfig
+    step: StepConfig = dataclasses.field(default_factory=StepConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
+    layout: Layout = dataclasses.field(default_factory=Layout)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    evals: tuple[PerplexityConfig, ...] = dataclasses.field(default_factory=lambda: (PerplexityConfig(),))
+    samples: SamplesConfig | None = dataclasses.field(default_factory=SamplesConfig)
+
+    def validate(self) -> None:
+        """Raises `ConfigError` where components do not fit each other."""
+        data, limit = self.data, self.model.max_length()
+        lengths = {"data.length": data.length} | {
+            f"evals {e.name!r} length": e.length or data.length for e in self.evals
+        }
+        for name, length in lengths.items():
+            if limit is not None and length > limit:
+                raise ConfigError(f"{name}={length} exceeds the model's position table of {limit}")
+        if data.batch_size % self.step.accumulate:
+            raise ConfigError(
+                f"data.batch_size={data.batch_size} is not divisible by step.accumulate={self.step.accumulate}"
+            )
+        if data.length % self.objective.chunks:
+            raise ConfigError(
+                f"data.length={data.length} is not divisible by objective.chunks={self.objective.chunks}"
+            )
+        names = [e.name for e in self.evals]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"two evals have one name: {names}")
+        for name, metric in (
+            ("train.early_stop.metric", self.train.early_stop and self.train.early_stop.metric),
+        ):
+            if metric and metric.split("/")[0] not in names:
+                raise ConfigError(f"{name}={metric!r} names no eval{nearest(metric.split('/')[0], names)}")
+
+
+def load_experiment(arguments: Sequence[str]) -> Experiment:
+    """The experiment that `--config=file.py[:arg]` and overrides `--config.a.b=value` describe, validated.
+
+    The file defines `get_config(arg="") -> Experiment`. Raises `ConfigError` for a file that is not there, a field that does
+    not exist (naming the nearest), a value of the wrong type, and everything that validation finds.
+    """
+    files = [a for a in arguments if a.startswith("--config=")]
+    if len(files) != 1:
+        raise ConfigError("give one --config=experiments/NAME.py (and overrides --config.field=value)")
+    path = Path(files[0].removeprefix("--config=").split(":")[0])
+    if not path.is_file():
+        raise ConfigError(f"--config: there is no file {path}")
+    sys.path.insert(0, str(path.resolve().parent))  # an experiment may import the one beside it
+    config = _parse(files)
+    if not isinstance(config, Experiment):
+        raise ConfigError(
+            f"get_config of {path} returned {type(config).__name__}; it must return an Experiment"
+        )
+    overrides = [a for a in arguments if not a.startswith("--config=")]
+    to_none = []
+    for override in overrides:
+        fields, value = _split_override(override)
+        hint = _field_type(config, fields)
+        if value in ("None", "none") and type(None) in typing.get_args(hint):
+            to_none.append((override, fields))
+    config = _parse(files + [a for a in overrides if a not in [o for o, _ in to_none]])
+    for _, fields in to_none:
+        setattr(_walk(config, fields[:-1]), fields[-1], None)
+    validate_tree(config)
+    return config
+
+
+def _parse(arguments: Sequence[str]) -> Any:
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["lm-jax", *arguments])
+    try:
+        values(["lm-jax", *arguments])
+    except (flags.Error, ValueError) as error:
+        if len(arguments) == 1:
+            raise  # the experiment file itself: its author needs the traceback
+        raise ConfigError(str(error).replace("flag ", "")) from error
+    return values.config
+
+
+def _split_override(argument: str) -> tuple[list[str], str | None]:
+    match = re.fullmatch(r"--(?:no)?config\.([^=]+)(?:=(.*))?", argument, flags=re.DOTALL)
+    if not match:
+        raise ConfigError(f"unknown argument {argument!r}; overrides are written --config.field=value")
+    return match[1].split("."), match[2]
+
+
+def _field_type(config: Any, fields: list[str]) -> Any:
+    """The declared type of a field; raises `ConfigError` at the first step of the path that does not exist."""
+    holder = _walk(config, fields[:-1])
+    name = fields[-1].split("[")[0]
+    _check_field(holder, name, fields)
+    return typing.get_type_hints(type(holder))[name] if "[" not in fields[-1] else types.NoneType
+
+
+def _walk(config: Any, fields: list[str]) -> Any:
+    for part in fields:
+        name, *indices = re.split(r"\[|\]", part)
+        _check_field(config, name, fields)
+        config = getattr(config, name)
+        for index in filter(None, indices):
+            if not index.isdigit() or not isinstance(config, tuple) or int(index) >= len(config):
+                raise ConfigError(f"--config.{'.'.join(fields)}: [{index}] is not an index of {config!r}")
+            config = config[int(index)]
+    return config
+
+
+def _check_field(holder: Any, name: str, fields: list[str]) -> None:
+    if not dataclasses.is_dataclass(holder):
+        raise ConfigError(
+            f"--config.{'.'.join(fields)}: {holder!r} has no fields; set it in the experiment file"
+        )
+    known = [field.name for field in dataclasses.fields(holder)]
+    if name not in known:
+        raise ConfigError(
+            f"--config.{'.'.join(fields)}: {type(holder).__name__} has no field {name!r}{nearest(name, known)}"
+        )

@@ -1,0 +1,86 @@
+"""Perplexity and bits per byte over a whole split, every token exactly once."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lm_jax.core.config import Config, check_positive
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.param import Params
+from lm_jax.core.types import Array, Batch, Mean
+from lm_jax.objectives.lm import token_sums
+
+
+@dataclasses.dataclass(kw_only=True)
+class PerplexityConfig(Config):
+    """Which split is read, how, and when.
+
+    Rows of `length` tokens (None: as in training) start every `stride` tokens (None: `length`, so rows do not overlap).
+    With a smaller stride each row scores only its last `stride` tokens, with the ones before as context: slower, and a
+    better model of the text (a sliding window). `every` is in steps; 0: only at the end of training.
+    """
+
+    name: str = "validation"
+    split: str = "validation"
+    every: int = 0
+    batch_size: int = 64
+    length: int | None = None
+    stride: int | None = None
+    chunks: int = 1
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for sizes out of range."""
+        check_positive(self, "batch_size", "chunks")
+        for name in ("length", "stride"):
+            if getattr(self, name) is not None:
+                check_positive(self, name)
+        if self.stride and self.length and self.stride > self.length:
+            raise ConfigError(
+                f"stride={self.stride} must not be above length={self.length}: tokens would be left out"
+            )
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "chunks"))
+def _batch_sums(params: Params, batch: Batch, *, graph: nnx.GraphDef, chunks: int) -> Mean:
+    model = nnx.merge(graph, params)
+    sums = token_sums(model, model(batch).hidden, batch, chunks)
+    return Mean(sums["cross_entropy"], jnp.sum(batch["weights"]))
+
+
+def perplexity(
+    graph: nnx.GraphDef, params: Params, batches: Iterable[Batch], num_bytes: int, chunks: int = 1
+) -> Iterator[tuple[str, float]]:
+    """Yields (name, value) of the model's score on `batches`, which cover a split of `num_bytes` bytes of UTF-8 text.
+
+    "loss" and "bits_per_token" are means over the tokens, in nats and bits; "perplexity" is exp(loss);
+    "bits_per_byte" is the total in bits over `num_bytes`, comparable between tokenizers; "num_tokens" is their number.
+    Batch sums are float32 on the device and added in float64 here.
+    """
+    pending: list[Mean] = []
+    total, count = 0.0, 0.0
+    for batch in batches:
+        pending.append(_batch_sums(params, batch, graph=graph, chunks=chunks))
+        if len(pending) > 2:  # read behind the device, so that it never waits
+            total, count = _add(total, count, pending.pop(0))
+    for term in pending:
+        total, count = _add(total, count, term)
+    if count == 0:
+        raise ConfigError("the split holds no token to evaluate")
+    nats = total / count
+    yield "loss", nats
+    yield "perplexity", math.exp(nats) if nats < 700 else math.inf
+    yield "bits_per_token", nats / math.log(2)
+    if num_bytes:
+        yield "bits_per_byte", total / math.log(2) / num_bytes
+    yield "num_tokens", count
+
+
+def _add(total: float, count: float, term: Mean) -> tuple[float, float]:
+    value: tuple[Array, Array] = jax.device_get((term.sum, term.count))
+    return total + float(np.float64(value[0])), count + float(value[1])

@@ -1,0 +1,113 @@
+"""Autoregressive generation with a key-value cache, in one compiled program."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.param import Params
+from lm_jax.core.types import Array
+from lm_jax.infer.sampling import SamplingConfig
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "sampling_fields", "max_tokens", "context"))
+def _generate(
+    params: Params,
+    prompts_BP: Array,
+    weights_BP: Array,
+    key: Array,
+    stop_tokens: Array,
+    *,
+    graph: nnx.GraphDef,
+    sampling_fields: tuple,
+    max_tokens: int,
+    context: int | None,
+) -> Array:
+    sampling = SamplingConfig(**dict(sampling_fields))
+    model = nnx.merge(graph, params)
+    B, P = prompts_BP.shape
+    logits, cache = model.decode(prompts_BP, model.init_cache(B, P + max_tokens, context), weights_BP)
+
+    def body(carry):
+        i, logits_BV, cache, tokens_BM, done_B = carry
+        new_B = jnp.where(done_B, -1, sampling.sample(jax.random.fold_in(key, i), logits_BV))
+        tokens_BM = tokens_BM.at[:, i].set(new_B)
+        done_B = done_B | jnp.any(new_B[:, None] == stop_tokens[None, :], axis=1)
+        logits_BTV, cache = model.decode(jnp.maximum(new_B, 0)[:, None], cache)
+        return i + 1, logits_BTV[:, 0], cache, tokens_BM, done_B
+
+    start = (
+        jnp.int32(0),
+        logits[:, -1],
+        cache,
+        jnp.full((B, max_tokens), -1, jnp.int32),
+        jnp.zeros((B,), bool),
+    )
+    return jax.lax.while_loop(lambda carry: (carry[0] < max_tokens) & ~jnp.all(carry[4]), body, start)[3]
+
+
+def generate(
+    graph: nnx.GraphDef,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    sampling: SamplingConfig,
+    seed: int = 0,
+    stop_tokens: Sequence[int] = (),
+    context: int | None = None,
+    num_samples: int = 1,
+) -> list[list[list[int]]]:
+    """Continues every prompt `num_samples` times by up to `max_tokens` tokens.
+
+    Args:
+      graph, params: the model, as `core.param.split` gives it. It must have `init_cache` and `decode`.
+      prompts: token ids, at least one each; lengths may differ (shorter ones are padded at the left).
+      seed: the same seed gives the same tokens.
+      stop_tokens: a sample ends after the first of these, which is not returned.
+      context: how many tokens back a query sees; set it to the length of the training rows to go beyond that length.
+
+    Returns:
+      For each prompt, for each sample, the new token ids.
+
+    Raises:
+      ConfigError: for an empty prompt, or a length that the model's position table does not have.
+    """
+    _check(graph, params, prompts, max_tokens)
+    rows = [list(prompt) for prompt in prompts for _ in range(num_samples)]
+    longest = max(map(len, rows))
+    padded = np.array([[0] * (longest - len(row)) + row for row in rows], np.int32)
+    weights = np.array([[0] * (longest - len(row)) + [1] * len(row) for row in rows], np.int32)
+    tokens = _generate(
+        params,
+        padded,
+        weights,
+        jax.random.key(seed),
+        np.array(stop_tokens, np.int32),
+        graph=graph,
+        sampling_fields=tuple(sorted(vars(sampling).items())),
+        max_tokens=max_tokens,
+        context=context,
+    )
+    new = [[int(t) for t in row if t >= 0 and t not in stop_tokens] for row in np.asarray(tokens)]
+    return [new[i : i + num_samples] for i in range(0, len(new), num_samples)]
+
+
+def _check(graph: nnx.GraphDef, params: Params, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
+    if not prompts or any(len(prompt) == 0 for prompt in prompts):
+        raise ConfigError(
+            "a prompt is empty; give at least one token (the end-of-document token starts a new document)"
+        )
+    if max_tokens < 1:
+        raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
+    config = nnx.merge(graph, params).config
+    length, limit = max(map(len, prompts)) + max_tokens, config.max_length()
+    if limit is not None and length > limit:
+        raise ConfigError(f"prompt and max_tokens need {length} positions, but the model's table has {limit}")
+    top = max(max(prompt) for prompt in prompts)
+    if top >= config.vocab_size:
+        raise ConfigError(f"a prompt holds token {top}, but the model's vocabulary has {config.vocab_size}")

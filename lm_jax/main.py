@@ -1,0 +1,182 @@
+"""The command line: `lm-jax COMMAND ...`. Commands import what they need when they run, so that --help is immediate."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lm_jax import __version__
+from lm_jax.core.errors import ConfigError, UserError
+
+CONFIG_HELP = "--config=experiments/NAME.py[:arg] and overrides --config.field=value"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 0 done, 2 config, 65 data, 70 not finite, 74 storage, 75 start me again."""
+    parser, commands = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    command: Callable = commands[options.command]
+    configs = [a for a in rest if a.startswith(("--config", "--noconfig"))]
+    unknown = [a for a in rest if a not in configs]
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]!r}; lm-jax {options.command} --help lists what there is")
+    try:
+        return command(options, configs) or 0
+    except UserError as error:
+        print(f"lm-jax: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable]]:
+    parser = argparse.ArgumentParser(prog="lm-jax", description="Pretrain, evaluate and sample language models.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands: dict[str, Callable] = {}
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def add(name: str, run: Callable, text: str, *, config: bool = False, workdir: bool = False):
+        epilog = CONFIG_HELP if config else None
+        sub = subparsers.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
+        if workdir:
+            sub.add_argument("--workdir", type=Path, required=True, help="the run's directory")
+        commands[name] = run
+        return sub
+
+    add("train", _train, "train, or continue a run", config=True, workdir=True)
+    sub = add("eval", _eval, "evaluate a checkpoint on the run's evals", workdir=True)
+    sub.add_argument("--step", type=int, help="which checkpoint; the newest good one by default")
+    sub = add("generate", _generate, "continue a prompt", workdir=True)
+    sub.add_argument("--step", type=int, help="which checkpoint; the newest good one by default")
+    sub.add_argument("--prompt", action="append", help="text to continue; may be repeated; empty: a new document")
+    sub.add_argument("--num_samples", type=int, default=1)
+    sub.add_argument("--max_tokens", type=int, default=200)
+    sub.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
+    sub.add_argument("--top_k", type=int)
+    sub.add_argument("--top_p", type=float)
+    sub.add_argument("--seed", type=int, default=0)
+    add("prepare", _prepare, "tokenise the data of an experiment into the cache", config=True)
+    sub = add("data", _data, "audit every token, or show the documents of a step", config=True)
+    sub.add_argument("what", choices=("audit", "show"))
+    sub.add_argument("--step", type=int, default=0, help="for show: which step's batch")
+    add("report", _report, "write the run's report.html", workdir=True)
+    add("doctor", _doctor, "print versions and devices, and what is wrong with the installation")
+    sub = add("verify", _verify, "prove a property of an experiment by running it", config=True)
+    sub.add_argument("what", choices=("resume",))
+    sub.add_argument("--steps", type=int, default=20, help="how many steps to train")
+    sub.add_argument("--seed", type=int, default=0, help="when to kill")
+    return parser, commands
+
+
+def _train(options: argparse.Namespace, configs: list[str]) -> int:
+    from lm_jax.config import load_experiment
+    from lm_jax.train.trainer import NotFiniteError
+
+    experiment = load_experiment(configs)
+    _quiet()
+    from lm_jax import run
+
+    try:
+        code = run.train(experiment, options.workdir)
+    except NotFiniteError as error:
+        print(f"lm-jax: {error}", file=sys.stderr)
+        return 70
+    print(f"run page: {(options.workdir / 'report.html').resolve()}")
+    return code
+
+
+def _eval(options: argparse.Namespace, configs: list[str]) -> int:
+    _no_config(configs)
+    _quiet()
+    from lm_jax import run
+
+    for name, scores in run.evaluate(options.workdir, options.step):
+        print(name, " ".join(f"{key}={value:.6g}" for key, value in scores.items()))
+    return 0
+
+
+def _generate(options: argparse.Namespace, configs: list[str]) -> int:
+    _no_config(configs)
+    _quiet()
+    from lm_jax import run
+    from lm_jax.core.config import validate_tree
+    from lm_jax.infer.sampling import SamplingConfig
+
+    sampling = SamplingConfig(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
+    validate_tree(sampling)
+    if options.num_samples < 1:
+        raise ConfigError(f"--num_samples={options.num_samples} must be at least 1")
+    trained = run.load(options.workdir, options.step)
+    prompts = options.prompt or [""]
+    texts = run.continuations(
+        trained.experiment,
+        trained.graph,
+        trained.params,
+        trained.tokenizer,
+        prompts,
+        max_tokens=options.max_tokens,
+        sampling=sampling,
+        num_samples=options.num_samples,
+        seed=options.seed,
+    )
+    for prompt, samples in zip(prompts, texts, strict=True):
+        for text in samples:
+            print(f"{prompt}{text}\n{'-' * 40}")
+    return 0
+
+
+def _prepare(options: argparse.Namespace, configs: list[str]) -> int:
+    from lm_jax.config import load_experiment
+
+    data = load_experiment(configs).data.prepare()
+    print(data.describe())
+    return 0
+
+
+def _data(options: argparse.Namespace, configs: list[str]) -> int:
+    from lm_jax.config import load_experiment
+    from lm_jax.data.audit import audit, show
+
+    data = load_experiment(configs).data.prepare()
+    for line in audit(data) if options.what == "audit" else show(data, options.step):
+        print(line)
+    return 0
+
+
+def _report(options: argparse.Namespace, configs: list[str]) -> int:
+    from lm_jax.study.report import write_report
+
+    _no_config(configs)
+    print(f"run page: {write_report(options.workdir).resolve()}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace, configs: list[str]) -> int:
+    from lm_jax.doctor import diagnose
+
+    _no_config(configs)
+    lines, healthy = diagnose()
+    print("\n".join(lines))
+    return 0 if healthy else 1
+
+
+def _verify(options: argparse.Namespace, configs: list[str]) -> int:
+    from lm_jax.verify import verify_resume
+
+    return verify_resume(configs, options.steps, options.seed)
+
+
+def _no_config(configs: list[str]) -> None:
+    if configs:
+        raise ConfigError(f"unexpected {configs[0]}: this command reads the config of the run in --workdir")
+
+
+def _quiet() -> None:
+    """Keeps the messages of XLA's C++ side below errors off the terminal, unless the user asked for them."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

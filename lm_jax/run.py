@@ -1,0 +1,349 @@
+"""A whole run, put together: from an experiment to training, evaluation and generation in a run directory."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from lm_jax.config import Experiment
+from lm_jax.core.config import to_json
+from lm_jax.core.errors import ConfigError, StorageError
+from lm_jax.core.files import write_json
+from lm_jax.core.hardware import peak_flops
+from lm_jax.core.param import Params, logical_axes, split
+from lm_jax.core.sharding import Layout, check_divisible, shard_batch, use_mesh
+from lm_jax.data.loader import Prefetcher
+from lm_jax.data.text import PreparedText
+from lm_jax.data.tokenizers import Tokenizer
+from lm_jax.evals.perplexity import PerplexityConfig, perplexity
+from lm_jax.infer.generate import generate
+from lm_jax.infer.sampling import SamplingConfig
+from lm_jax.optim.base import Optimizer
+from lm_jax.study.report import write_report
+from lm_jax.train.checkpoint import Checkpoints
+from lm_jax.train.lock import RunLock
+from lm_jax.train.logging import MetricsLog, read_metrics
+from lm_jax.train.rundir import claim_config, read_config, versions
+from lm_jax.train.step import TrainState, init_state, train_step
+from lm_jax.train.trainer import Scheduled, Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What an experiment builds, before any array exists."""
+
+    graph: nnx.GraphDef
+    shapes: Params  # ShapeDtypeStructs
+    axes: Params
+    optimizer: Optimizer
+
+    @property
+    def num_params(self) -> int:
+        """Number of parameters."""
+        return sum(x.size for x in jax.tree.leaves(self.shapes))
+
+
+def build(experiment: Experiment) -> Parts:
+    """The model's structure and the optimizer; allocates nothing. Call it inside `use_mesh` to have shardings in types."""
+    model = jax.eval_shape(experiment.model.build, jax.ShapeDtypeStruct((), jax.dtypes.prng_key))
+    graph, shapes = split(model)
+    axes = logical_axes(model)
+    return Parts(graph, shapes, axes, experiment.optimizer.build(axes, experiment.train.num_steps))
+
+
+def initial_state(experiment: Experiment, parts: Parts, key: jax.Array) -> TrainState:
+    """The state before the first step, drawn from `key`. Traceable; the same values on every mesh."""
+    params = split(experiment.model.build(key))[1]
+    return init_state(params, parts.optimizer, experiment.step)
+
+
+def abstract_state(experiment: Experiment, parts: Parts, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state on `mesh` (inside `use_mesh`): what a checkpoint is restored onto."""
+    key = jax.ShapeDtypeStruct((), jax.dtypes.prng_key)
+    shapes = jax.eval_shape(functools.partial(initial_state, experiment, parts), key)
+
+    def place(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec))
+
+    return jax.tree.map(place, shapes)
+
+
+def keys(experiment: Experiment) -> tuple[jax.Array, jax.Array]:
+    """The random keys of a run: (initialisation, dropout)."""
+    first, second = jax.random.split(jax.random.key(experiment.train.seed))
+    return first, second
+
+
+def jit_step(experiment: Experiment, parts: Parts) -> Any:
+    """`train_step` of this experiment, compiled; it takes over (donates) the state."""
+
+    def step(state: TrainState, batch: dict, key: jax.Array) -> Any:
+        return train_step(
+            state,
+            batch,
+            key,
+            graph=parts.graph,
+            objective=objective,
+            optimizer=parts.optimizer,
+            config=experiment.step,
+        )
+
+    objective = experiment.objective.build()
+    step.__name__ = "train_step"  # how compilation events name it
+    return jax.jit(step, donate_argnums=0)
+
+
+def check_mesh(experiment: Experiment, parts: Parts, mesh: Any) -> None:
+    """Raises `ConfigError` where the layout does not divide the batch, an eval's batch or a parameter."""
+    layout = experiment.layout
+    ways = int(np.prod([mesh.shape[axis] for axis in layout.batch]))
+    sizes = {"data.batch_size / step.accumulate": experiment.data.batch_size // experiment.step.accumulate}
+    sizes |= {f"batch_size of eval {e.name!r}": e.batch_size for e in experiment.evals}
+    for name, size in sizes.items():
+        if size % ways:
+            raise ConfigError(f"{name}={size} is not divisible by the {ways} devices of the batch axes {layout.batch}")
+    check_divisible(parts.shapes, parts.axes, layout, mesh)
+
+
+def check_vocabulary(experiment: Experiment, tokenizer: Tokenizer) -> None:
+    """Raises `ConfigError` when the model cannot represent every token."""
+    if experiment.model.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={experiment.model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; "
+            f"set --config.model.vocab_size={tokenizer.vocab_size} or more"
+        )
+
+
+def train(experiment: Experiment, workdir: Path) -> int:
+    """Trains in `workdir` until done, from its latest good checkpoint when it has one. Returns the exit code."""
+    mesh = experiment.mesh.build()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"--workdir={workdir} cannot be made: {error.strerror}") from error
+    with RunLock(workdir, enabled=jax.process_index() == 0), use_mesh(mesh, experiment.layout):
+        parts = build(experiment)
+        check_mesh(experiment, parts, mesh)
+        claim_config(workdir, experiment)
+        data = experiment.data.prepare()
+        check_vocabulary(experiment, data.tokenizer)
+        return _train(experiment, workdir, mesh, parts, data)
+
+
+def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data: PreparedText) -> int:
+    past = read_metrics(workdir)
+    attempt = 1 + max((row["attempt"] for row in past), default=-1)
+    software = versions()
+    write_json(workdir / "versions.json", software)
+    init_key, dropout_key = keys(experiment)
+    loader = data.train_loader(jax.process_index(), jax.process_count())
+    with (
+        MetricsLog(workdir, attempt, experiment.train.num_steps, enabled=jax.process_index() == 0) as log,
+        Checkpoints(
+            workdir / "checkpoints",
+            experiment.checkpoint,
+            on_corrupt=lambda step, why: log.event(step, "corrupt_checkpoint", why),
+        ) as checkpoints,
+        _compilations(log),
+    ):
+        record = {
+            "config": to_json(experiment),
+            "tokenizer": data.tokenizer.to_json(),
+            "data": loader.fingerprint,
+            "versions": software,
+            "mesh": dict(mesh.shape),
+        }
+        if checkpoints.latest() is None:
+            state = jax.jit(functools.partial(initial_state, experiment, parts))(init_key)
+            progress: dict[str, Any] = {}
+            log.event(0, "start", f"{parts.num_params:,} parameters on {mesh.size} x {software['device_kind']}")
+        else:
+            step, state = checkpoints.restore(like=abstract_state(experiment, parts, mesh))
+            saved = checkpoints.record(step)
+            _check_same_data(saved, record, workdir)
+            progress = saved["progress"]
+            log.event(step, "resume", f"continues from step {step}")
+        trainer = Trainer(
+            config=experiment.train,
+            step_fn=jit_step(experiment, parts),
+            batches=lambda start: Prefetcher(
+                loader, start, transfer=lambda batch: shard_batch(batch, mesh, experiment.layout)
+            ),
+            documents=lambda step: [str(row) for row in loader.documents(step)],
+            evals=[_scheduled(e, parts, data, mesh, experiment.layout) for e in experiment.evals],
+            sampler=_sampler(experiment, parts, data.tokenizer, mesh, log),
+            checkpoints=checkpoints,
+            log=log,
+            record=record,
+            vocab_size=data.tokenizer.vocab_size,
+            tokens_per_batch=experiment.data.batch_size * experiment.data.length,
+            flops_per_token=tuple(
+                experiment.model.flops_per_token(experiment.data.length, causal=causal) for causal in (False, True)
+            ),
+            peak_flops=_total_peak(mesh),
+        )
+        code = trainer.run(state, dropout_key, progress)
+    if jax.process_index() == 0:
+        write_report(workdir)
+    return code
+
+
+def _check_same_data(saved: dict[str, Any], record: dict[str, Any], workdir: Path) -> None:
+    for name, what in (("tokenizer", "tokenizer"), ("data", "training data")):
+        if saved[name] != record[name]:
+            raise ConfigError(
+                f"the {what} differs from that of the checkpoint in {workdir}: its source has changed since the run began; "
+                "restore the source or start a new run in another --workdir"
+            )
+
+
+def _total_peak(mesh: Mesh) -> float | None:
+    peak = peak_flops(mesh.devices.flat[0].device_kind)
+    return None if peak is None else peak * mesh.size
+
+
+@dataclasses.dataclass
+class _compilations:
+    """Logs how long the train step compiled, and every time it compiles again."""
+
+    log: MetricsLog
+    count: int = 0
+
+    def __enter__(self) -> None:
+        jax.monitoring.register_event_duration_secs_listener(self._hear)
+
+    def __exit__(self, *exception: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._hear)
+
+    def _hear(self, event: str, seconds: float, **metadata: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration" and metadata.get("fun_name") == "jit(train_step)":
+            self.count += 1
+            name = "compile" if self.count == 1 else "recompile"
+            self.log.event(None, name, f"compiled the train step in {seconds:.1f} s", seconds=seconds)
+
+
+def _scheduled(
+    config: PerplexityConfig, parts: Parts, data: PreparedText, mesh: Mesh | None, layout: Layout
+) -> Scheduled:
+    def run(step: int, params: Params) -> Iterator[tuple[str, float]]:
+        return evaluate_split(config, parts.graph, params, data, mesh, layout)
+
+    return Scheduled(config.name, config.every, run)
+
+
+def evaluate_split(
+    config: PerplexityConfig, graph: nnx.GraphDef, params: Params, data: PreparedText, mesh: Mesh | None, layout: Layout
+) -> Iterator[tuple[str, float]]:
+    """Yields the (name, value) pairs of one perplexity evaluation; on one device where `mesh` is None."""
+    batches = data.eval_batches(
+        config.split,
+        batch_size=config.batch_size,
+        length=config.length,
+        stride=config.stride,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    put = (lambda batch: batch) if mesh is None else (lambda batch: shard_batch(batch, mesh, layout))
+    return perplexity(graph, params, map(put, batches), data.num_bytes(config.split), config.chunks)
+
+
+def _sampler(
+    experiment: Experiment, parts: Parts, tokenizer: Tokenizer, mesh: Mesh, log: MetricsLog
+) -> Scheduled | None:
+    config = experiment.samples
+    if config is None:
+        return None
+    layout = dataclasses.replace(experiment.layout, batch=(), sequence=())  # a few prompts, the same on every device
+
+    def run(step: int, params: Params) -> Iterator[tuple[str, float]]:
+        with use_mesh(mesh, layout):
+            texts = continuations(
+                experiment,
+                parts.graph,
+                params,
+                tokenizer,
+                config.prompts,
+                max_tokens=config.max_tokens,
+                sampling=config.sampling,
+                num_samples=config.num_samples,
+                seed=experiment.train.seed,
+            )
+        for prompt, samples in zip(config.prompts, texts, strict=True):
+            for text in samples:
+                log.sample(step, prompt, text, temperature=config.sampling.temperature)
+        yield from ()
+
+    return Scheduled("samples", config.every, run)
+
+
+def continuations(
+    experiment: Experiment,
+    graph: nnx.GraphDef,
+    params: Params,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    max_tokens: int,
+    sampling: SamplingConfig,
+    num_samples: int,
+    seed: int,
+) -> list[list[str]]:
+    """For each prompt, `num_samples` texts that continue it, each until the end of the document or `max_tokens`."""
+    ids = [[tokenizer.eos, *map(int, tokenizer.encode(prompt))] for prompt in prompts]
+    new = generate(
+        graph,
+        params,
+        ids,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        seed=seed,
+        stop_tokens=(tokenizer.eos,),
+        context=experiment.data.length,
+        num_samples=num_samples,
+    )
+    return [[tokenizer.decode(np.array(tokens)) for tokens in samples] for samples in new]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A checkpoint, ready to be used on one device."""
+
+    experiment: Experiment
+    step: int
+    graph: nnx.GraphDef
+    params: Params
+    tokenizer: Tokenizer
+
+
+def load(workdir: Path, step: int | None = None) -> Trained:
+    """The averaged parameters (or, without an average, the parameters) of a run's checkpoint, by default the newest good one."""
+    experiment = read_config(workdir)
+    assert isinstance(experiment, Experiment)
+    parts = build(experiment)
+    with Checkpoints(workdir / "checkpoints", experiment.checkpoint, read_only=True) as checkpoints:
+        name = "params" if experiment.step.ema_decay is None else "ema"
+        step, state = checkpoints.restore(step, like={name: parts.shapes})
+        tokenizer = Tokenizer.from_json(checkpoints.record(step)["tokenizer"])
+    params = jax.tree.map(jnp.asarray, state[name])
+    return Trained(experiment, step, parts.graph, params, tokenizer)
+
+
+def evaluate(workdir: Path, step: int | None = None) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yields (name, scores) of every eval of the run's config on one of its checkpoints."""
+    trained = load(workdir, step)
+    data = trained.experiment.data.prepare()
+    if data.tokenizer.hash != trained.tokenizer.hash:
+        raise ConfigError(
+            f"the tokenizer of the data ({data.tokenizer.hash[:12]}) is not the checkpoint's "
+            f"({trained.tokenizer.hash[:12]}): the source has changed since the run began"
+        )
+    for config in trained.experiment.evals:
+        scores = evaluate_split(config, trained.graph, trained.params, data, None, trained.experiment.layout)
+        yield config.name, dict(scores)

@@ -1,0 +1,89 @@
+"""The run directory's identity: which config it belongs to, and which software wrote it."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lm_jax.core.config import Config, diff, from_json, to_json
+from lm_jax.core.errors import ConfigError, StorageError
+from lm_jax.core.files import write_json
+
+_PACKAGES = (
+    "lm_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorstore",
+    "tensorflow-datasets",
+    "array_record",
+    "ml_collections",
+    "tokenizers",
+    "numpy",
+)
+
+
+def read_config(workdir: Path) -> Config:
+    """The config that the run was started with. Raises `StorageError` where the directory holds no run."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise StorageError(f"{workdir} holds no run: there is no {path.name}; start one with lm-jax train")
+    try:
+        return from_json(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise StorageError(f"{path} is not valid JSON ({error}); restore it from a backup") from error
+
+
+def claim_config(workdir: Path, config: Config) -> None:
+    """Writes the config into a new run directory, or checks that the run there has the same one.
+
+    Raises `ConfigError` with the differing fields when it is the directory of another run.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        write_json(path, to_json(config))
+        return
+    differing = diff(read_config(workdir), config)
+    if differing:
+        raise ConfigError(
+            f"{workdir} belongs to a run with another config; take another --workdir. Different: " + "; ".join(differing)
+        )
+
+
+def versions() -> dict[str, Any]:
+    """Versions of Python and the packages a run depends on, the code's git commit, the command and the devices."""
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            packages[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": packages,
+        "git_commit": _git_commit(),
+        "command": " ".join(sys.argv),
+        "backend": jax.default_backend(),
+        "device_kind": jax.devices()[0].device_kind,
+        "num_devices": jax.device_count(),
+        "num_processes": jax.process_count(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout this package runs from, "-dirty" where files differ; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
