@@ -214,7 +214,7 @@ def attend(
     """
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    q_BTKGH = reshard(q_BTNH.reshape(B, T, K, N // K, H), spec("batch", "sequence", "kv_heads", None, None))
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * scale
     scores = jnp.where(mask[:, :, None, :, :], soft_cap(scores, cap), MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)

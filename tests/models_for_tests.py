@@ -1,0 +1,87 @@
+"""Small models that the tests share."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from lm_jax.models.decoder import DecoderConfig, HeadConfig
+from lm_jax.nn.attention import AttentionConfig
+from lm_jax.nn.block import BlockConfig
+from lm_jax.nn.embedding import EmbeddingConfig
+from lm_jax.nn.init import Init
+from lm_jax.nn.mlp import MLPConfig
+from lm_jax.nn.norm import NormConfig
+from lm_jax.nn.positions import PositionTableConfig, RotaryConfig
+from lm_jax.nn.stack import StackConfig
+
+VOCAB = 40
+LOUD = Init(weights="fan_in", outputs="same", embedding_std=1.0)  # so that every part matters in the output
+
+
+def llama(**model) -> DecoderConfig:
+    """Rotary, RMSNorm, grouped queries, QK-norm, SwiGLU, tied."""
+    block = BlockConfig(
+        mixer=AttentionConfig(num_heads=4, num_kv_heads=2, rotary=RotaryConfig(), qk_norm=NormConfig()),
+        feed_forward=MLPConfig(hidden=48, activation="silu", gated=True),
+    )
+    config = DecoderConfig(vocab_size=VOCAB, width=32, init=LOUD, stack=StackConfig(pattern=(block,), repeats=3))
+    return dataclasses.replace(config, **model)
+
+
+def gpt2(length: int = 16, **model) -> DecoderConfig:
+    """Learned positions, LayerNorm, biases, GELU."""
+    norm = NormConfig(kind="layer", bias=True, epsilon=1e-5)
+    block = BlockConfig(
+        norm=norm,
+        mixer=AttentionConfig(num_heads=4, bias=True, output_bias=True),
+        feed_forward=MLPConfig(hidden=64, bias=True),
+    )
+    config = DecoderConfig(
+        vocab_size=VOCAB,
+        width=32,
+        init=LOUD,
+        embedding=EmbeddingConfig(positions=PositionTableConfig(length=length)),
+        stack=StackConfig(pattern=(block,), repeats=2, final_norm=norm),
+    )
+    return dataclasses.replace(config, **model)
+
+
+def odd() -> DecoderConfig:
+    """What the other two lack: a window beside full attention, soft-caps, sandwich and post norms, an untied head."""
+    window = BlockConfig(
+        placement="sandwich",
+        mixer=AttentionConfig(num_heads=2, head_dim=12, window=5, soft_cap=20.0, rotary=RotaryConfig(fraction=0.5)),
+        feed_forward=MLPConfig(hidden=40, activation="gelu", gated=True),
+    )
+    post = BlockConfig(
+        placement="post",
+        norm=NormConfig(kind="layer", bias=True),
+        mixer=AttentionConfig(num_heads=4, num_kv_heads=1),
+        feed_forward=MLPConfig(hidden=40, activation="relu_squared"),
+    )
+    return DecoderConfig(
+        vocab_size=VOCAB,
+        width=32,
+        init=LOUD,
+        embedding=EmbeddingConfig(
+            positions=PositionTableConfig(kind="sinusoidal", length=64), scale=2.0, norm=NormConfig()
+        ),
+        stack=StackConfig(pattern=(window, post), repeats=2, remat="full"),
+        head=HeadConfig(tied=False, bias=True, soft_cap=15.0),
+    )
+
+
+MODELS = {"llama": llama(), "gpt2": gpt2(), "odd": odd()}
+
+
+def batch(rows: int = 8, length: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random tokens and targets, all weights 1."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, VOCAB, (rows, length + 1)).astype(np.int32)
+    return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": np.ones((rows, length), np.float32)}
+
+
+def logits(model, tokens: np.ndarray, **more: np.ndarray) -> np.ndarray:
+    """The model's logits [B, T, V]."""
+    return np.asarray(jax.jit(lambda batch: model.logits(model(batch).hidden))({"tokens": tokens, **more}))
