@@ -84,7 +84,7 @@ def train_step(
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(terms["loss"].value)
     if config.clip_norm is not None:
         grads = clip_by_norm(grads, grad_norm, config.clip_norm)
-    params, opt = optimizer.update(grads, state.opt, state.params)
+    params, opt = optimizer.update(grads, state.opt, state.params, state.step)
     ema = state.ema
     if ema is not None and config.ema_decay is not None:
         ema = update_ema(ema, params, config.ema_decay, state.step)
