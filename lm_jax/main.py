@@ -65,8 +65,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable]]:
     add("doctor", _doctor, "print versions and devices, and what is wrong with the installation")
     sub = add("verify", _verify, "prove a property of an experiment by running it", config=True)
     sub.add_argument("what", choices=("resume",))
-    sub.add_argument("--steps", type=int, default=20, help="how many steps to train")
-    sub.add_argument("--seed", type=int, default=0, help="when to kill")
+    sub.add_argument("--steps", type=int, default=30, help="how many steps to train")
+    sub.add_argument("--kills", type=int, default=1, help="how often to kill the run")
+    sub.add_argument("--seed", type=int, default=0, help="decides when")
     return parser, commands
 
 
@@ -165,7 +166,7 @@ def _doctor(options: argparse.Namespace, configs: list[str]) -> int:
 def _verify(options: argparse.Namespace, configs: list[str]) -> int:
     from lm_jax.verify import verify_resume
 
-    return verify_resume(configs, options.steps, options.seed)
+    return verify_resume(configs, options.steps, options.kills, options.seed)
 
 
 def _no_config(configs: list[str]) -> None:

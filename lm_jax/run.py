@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm_jax.config import Experiment
 from lm_jax.core.config import to_json
@@ -19,6 +20,7 @@ from lm_jax.core.files import write_json
 from lm_jax.core.hardware import peak_flops
 from lm_jax.core.param import Params, logical_axes, split
 from lm_jax.core.sharding import Layout, check_divisible, shard_batch, use_mesh
+from lm_jax.core.types import Batch
 from lm_jax.data.loader import Prefetcher
 from lm_jax.data.text import PreparedText
 from lm_jax.data.tokenizers import Tokenizer
@@ -70,7 +72,8 @@ def abstract_state(experiment: Experiment, parts: Parts, mesh: Mesh) -> TrainSta
     shapes = jax.eval_shape(functools.partial(initial_state, experiment, parts), key)
 
     def place(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec))
+        spec = PartitionSpec() if x.sharding is None else x.sharding.spec  # optax's step counters are made without one
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
     return jax.tree.map(place, shapes)
 
@@ -110,6 +113,14 @@ def check_mesh(experiment: Experiment, parts: Parts, mesh: Any) -> None:
         if size % ways:
             raise ConfigError(f"{name}={size} is not divisible by the {ways} devices of the batch axes {layout.batch}")
     check_divisible(parts.shapes, parts.axes, layout, mesh)
+
+
+def checksum(batch: Batch) -> int:
+    """CRC-32 of this process's rows of a batch."""
+    value = 0
+    for name in sorted(batch):
+        value = zlib.crc32(np.ascontiguousarray(batch[name]), value)
+    return value
 
 
 def check_vocabulary(experiment: Experiment, tokenizer: Tokenizer) -> None:
@@ -174,7 +185,7 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             config=experiment.train,
             step_fn=jit_step(experiment, parts),
             batches=lambda start: Prefetcher(
-                loader, start, transfer=lambda batch: shard_batch(batch, mesh, experiment.layout)
+                loader, start, transfer=lambda batch: (shard_batch(batch, mesh, experiment.layout), checksum(batch))
             ),
             documents=lambda step: [str(row) for row in loader.documents(step)],
             evals=[_scheduled(e, parts, data, mesh, experiment.layout) for e in experiment.evals],

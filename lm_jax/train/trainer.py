@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -82,7 +83,7 @@ class Trainer:
 
     Attributes:
       step_fn: jitted `train_step` (state, batch, key); it may donate the state.
-      batches: from a step on, a context manager whose `next()` gives (step, device batch, seconds waited).
+      batches: from a step on, a context manager whose `next()` gives (step, (device batch, checksum), seconds waited).
       documents: step -> lines that name the documents of its batch.
       evals, sampler: what runs on the parameters during training.
       record: JSON that goes into every checkpoint.
@@ -114,11 +115,14 @@ class Trainer:
         self._meter = Meter(start, progress.get("wall", 0.0))
         self._skips = progress.get("skips", 0)
         self._best, self._bad = progress.get("best"), progress.get("bad", 0)
+        self._digest = progress.get("batches_digest", 0)
+        self._key = jax.random.key_data(key).tolist()
         pending: tuple[int, dict[str, Array], Params] | None = None
         with Preemption() as preemption, self.batches(start) as batches:
             for step in range(start + 1, total + 1):
-                at, batch, waited = batches.next()
+                at, (batch, checksum), waited = batches.next()
                 assert at == step - 1, (at, step)
+                self._digest = zlib.crc32(checksum.to_bytes(4, "little"), self._digest)
                 self._meter.waited += waited
                 state, metrics, norms = self.step_fn(state, batch, key)
                 self._report(pending)  # of the step before: the device already has the next one
@@ -176,6 +180,17 @@ class Trainer:
             }
             self.checkpoints.save(step, state, self.record | {"progress": progress}, scores)
         return early
+
+    def _progress(self) -> dict[str, Any]:
+        """What the host knows of the run so far; `dropout_key` and `batches_digest` let two runs be compared."""
+        return {
+            "wall": self._meter.wall(),
+            "skips": self._skips,
+            "best": self._best,
+            "bad": self._bad,
+            "batches_digest": self._digest,
+            "dropout_key": self._key,
+        }
 
     def _evaluate(self, step: int, params: Params, evals: list[Scheduled]) -> dict[str, float]:
         scores = {}
