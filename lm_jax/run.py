@@ -340,7 +340,7 @@ def load(workdir: Path, step: int | None = None) -> Trained:
     parts = build(experiment)
     with Checkpoints(workdir / "checkpoints", experiment.checkpoint, read_only=True) as checkpoints:
         name = "params" if experiment.step.ema_decay is None else "ema"
-        step, state = checkpoints.restore(step, like={name: parts.shapes})
+        step, state = checkpoints.restore(step, like={name: parts.shapes}, partial=True)
         tokenizer = Tokenizer.from_json(checkpoints.record(step)["tokenizer"])
     params = jax.tree.map(jnp.asarray, state[name])
     return Trained(experiment, step, parts.graph, params, tokenizer)
