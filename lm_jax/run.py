@@ -54,10 +54,14 @@ class Parts:
 
 def build(experiment: Experiment) -> Parts:
     """The model's structure and the optimizer; allocates nothing. Call it inside `use_mesh` to have shardings in types."""
-    model = jax.eval_shape(experiment.model.build, jax.ShapeDtypeStruct((), jax.dtypes.prng_key))
+    model = jax.eval_shape(experiment.model.build, _abstract_key())
     graph, shapes = split(model)
     axes = logical_axes(model)
     return Parts(graph, shapes, axes, experiment.optimizer.build(axes, experiment.train.num_steps))
+
+
+def _abstract_key() -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def initial_state(experiment: Experiment, parts: Parts, key: jax.Array) -> TrainState:
@@ -68,8 +72,7 @@ def initial_state(experiment: Experiment, parts: Parts, key: jax.Array) -> Train
 
 def abstract_state(experiment: Experiment, parts: Parts, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state on `mesh` (inside `use_mesh`): what a checkpoint is restored onto."""
-    key = jax.ShapeDtypeStruct((), jax.dtypes.prng_key)
-    shapes = jax.eval_shape(functools.partial(initial_state, experiment, parts), key)
+    shapes = jax.eval_shape(functools.partial(initial_state, experiment, parts), _abstract_key())
 
     def place(x: Any) -> jax.ShapeDtypeStruct:
         spec = PartitionSpec() if x.sharding is None else x.sharding.spec  # optax's step counters are made without one
@@ -123,13 +126,17 @@ def checksum(batch: Batch) -> int:
     return value
 
 
-def check_vocabulary(experiment: Experiment, tokenizer: Tokenizer) -> None:
-    """Raises `ConfigError` when the model cannot represent every token."""
+def prepare(experiment: Experiment) -> PreparedText:
+    """The experiment's data, tokenised now where the cache lacks it. Raises `ConfigError` when the model has too few tokens."""
+    say = print if jax.process_index() == 0 else None
+    data = experiment.data.prepare(progress=say)
+    tokenizer = data.tokenizer
     if experiment.model.vocab_size < tokenizer.vocab_size:
         raise ConfigError(
             f"model.vocab_size={experiment.model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; "
             f"set --config.model.vocab_size={tokenizer.vocab_size} or more"
         )
+    return data
 
 
 def train(experiment: Experiment, workdir: Path) -> int:
@@ -143,9 +150,12 @@ def train(experiment: Experiment, workdir: Path) -> int:
         parts = build(experiment)
         check_mesh(experiment, parts, mesh)
         claim_config(workdir, experiment)
-        data = experiment.data.prepare()
-        check_vocabulary(experiment, data.tokenizer)
-        return _train(experiment, workdir, mesh, parts, data)
+        data = prepare(experiment)
+        try:
+            return _train(experiment, workdir, mesh, parts, data)
+        finally:
+            if jax.process_index() == 0:
+                write_report(workdir)
 
 
 def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data: PreparedText) -> int:
@@ -174,7 +184,8 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
         if checkpoints.latest() is None:
             state = jax.jit(functools.partial(initial_state, experiment, parts))(init_key)
             progress: dict[str, Any] = {}
-            log.event(0, "start", f"{parts.num_params:,} parameters on {mesh.size} x {software['device_kind']}")
+            message = f"{parts.num_params:,} parameters on {mesh.size} x {software['device_kind']}"
+            log.event(0, "start", message, num_params=parts.num_params)
         else:
             step, state = checkpoints.restore(like=abstract_state(experiment, parts, mesh))
             saved = checkpoints.record(step)
@@ -187,7 +198,7 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             batches=lambda start: Prefetcher(
                 loader, start, transfer=lambda batch: (shard_batch(batch, mesh, experiment.layout), checksum(batch))
             ),
-            documents=lambda step: [str(row) for row in loader.documents(step)],
+            documents=lambda step: ["; ".join(map(str, row)) for row in loader.documents(step)],
             evals=[_scheduled(e, parts, data, mesh, experiment.layout) for e in experiment.evals],
             sampler=_sampler(experiment, parts, data.tokenizer, mesh, log),
             checkpoints=checkpoints,
@@ -200,10 +211,7 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             ),
             peak_flops=_total_peak(mesh),
         )
-        code = trainer.run(state, dropout_key, progress)
-    if jax.process_index() == 0:
-        write_report(workdir)
-    return code
+        return trainer.run(state, dropout_key, progress)
 
 
 def _check_same_data(saved: dict[str, Any], record: dict[str, Any], workdir: Path) -> None:
@@ -349,7 +357,7 @@ def load(workdir: Path, step: int | None = None) -> Trained:
 def evaluate(workdir: Path, step: int | None = None) -> Iterator[tuple[str, dict[str, float]]]:
     """Yields (name, scores) of every eval of the run's config on one of its checkpoints."""
     trained = load(workdir, step)
-    data = trained.experiment.data.prepare()
+    data = prepare(trained.experiment)
     if data.tokenizer.hash != trained.tokenizer.hash:
         raise ConfigError(
             f"the tokenizer of the data ({data.tokenizer.hash[:12]}) is not the checkpoint's "

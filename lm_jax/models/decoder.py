@@ -9,7 +9,7 @@ from flax import nnx
 
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.param import param, weight
-from lm_jax.core.sharding import spec
+from lm_jax.core.sharding import reshard, spec
 from lm_jax.core.types import Array, Batch, Mean
 from lm_jax.nn.attention import Cache, CacheInfo, Place
 from lm_jax.nn.embedding import EmbeddingConfig, soft_cap
@@ -135,7 +135,7 @@ class Decoder(nnx.Module):
         trained at, as a sliding window.
         """
         caches = self.stack.init_caches(batch_size, length, self.config.width, jnp.dtype(self.config.dtype))
-        segments = jnp.zeros((batch_size, length), jnp.int32)
+        segments = reshard(jnp.zeros((batch_size, length), jnp.int32), spec("batch", None))
         limit = jnp.int32(length if context is None else context)
         return DecodeState(caches, CacheInfo(jnp.int32(0), segments, limit))
 

@@ -140,7 +140,7 @@ def attempt_limits(history: list[Row]) -> dict[int, float]:
     limits, limit = {}, math.inf
     for attempt in sorted({row["attempt"] for row in history}, reverse=True):
         limits[attempt] = limit
-        limit = (begins.get(attempt, math.inf))
+        limit = min(limit, begins.get(attempt, math.inf))
     return limits
 
 

@@ -168,9 +168,6 @@ class Trainer:
             if early:
                 rest = [e for e in self.evals if not e.due(step, last)]
                 scores |= self._evaluate(step, params, rest)
-            if self.sampler is not None and self.sampler.due(step, last or early):
-                for _ in self.sampler.run(step, params):
-                    pass
         if leaving or last or early or self.checkpoints.due(step):
             progress = {
                 "wall": self._meter.wall(),

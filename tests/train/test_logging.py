@@ -367,6 +367,7 @@ def test_a_lost_terminal_does_not_end_training(tmp_path, monkeypatch):
         log.train(3, train_row(3))
     assert sys.stdout is before
     assert [row["step"] for row in read_metrics(tmp_path) if row["kind"] == "train"] == [1, 2, 3]
+    assert [row["step"] for row in read_metrics(tmp_path) if row.get("event") == "console"] == [3]
 
 
 def test_time_left_leaves_the_compilation_out():

@@ -1,0 +1,157 @@
+"""The text data of an experiment: corpora, tokenizer and how they become batches."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lm_jax.core.config import Config, check_positive, nearest
+from lm_jax.core.errors import ConfigError, DataError
+from lm_jax.data.loader import EvalBatches, Loader, Source
+from lm_jax.data.mixture import Stage, check_stages, check_weights
+from lm_jax.data.packing import Packing
+from lm_jax.data.store import Corpus, TokenStore, prepare
+from lm_jax.data.tokenizers import Tokenizer, TokenizerConfig
+
+
+@dataclasses.dataclass(kw_only=True)
+class TextData(Config):
+    """Text corpora, one tokenizer for all, and the batches of `batch_size` rows of `length` tokens cut from them.
+
+    Rows come from the corpora in proportion to `weights` (None: to their sizes), from the steps of `stages` on to other
+    weights. A corpus that is used up starts its next epoch, in another order. With `document_mask` batches carry
+    "segments" and "positions", so that attention stays within a document; packed documents always do.
+
+    `seed` draws the order. Prepared data is kept in `cache_dir` (None: the environment variable LM_JAX_CACHE, else
+    ~/.cache/lm_jax); `num_workers` processes prepare it (None: one per CPU).
+    """
+
+    corpora: tuple[Corpus, ...]
+    tokenizer: TokenizerConfig
+    length: int = 1024
+    batch_size: int = 8
+    packing: Packing = dataclasses.field(default_factory=Packing)
+    document_mask: bool = False
+    weights: tuple[float, ...] | None = None
+    stages: tuple[Stage, ...] = ()
+    seed: int = 0
+    cache_dir: str | None = None
+    num_workers: int | None = None
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for sizes out of range, corpora of one name, and bad mixture weights."""
+        check_positive(self, "length", "batch_size")
+        if self.num_workers is not None:
+            check_positive(self, "num_workers")
+        names = [corpus.name for corpus in self.corpora]
+        if not names:
+            raise ConfigError("corpora is empty: give at least one")
+        if len(set(names)) != len(names):
+            raise ConfigError(f"two corpora have one name: {', '.join(names)}")
+        if self.weights is not None:
+            check_weights(self.weights, names)
+        check_stages([Stage(weights=self.weights or (1.0,) * len(names)), *self.stages], names)
+
+    def masks_documents(self) -> bool:
+        """Whether batches carry "segments" and "positions"."""
+        return self.document_mask or self.packing.method == "pack"
+
+    def cache(self) -> Path:
+        """The folder of prepared data."""
+        return Path(self.cache_dir or os.environ.get("LM_JAX_CACHE") or "~/.cache/lm_jax").expanduser()
+
+    def prepare(self, progress: Callable[..., Any] | None = None) -> "PreparedText":
+        """Tokenises what is not in the cache yet, and opens it. Raises `DataError` for bad or missing data."""
+        prepared = prepare(self.corpora, self.tokenizer, self.cache(), num_workers=self.num_workers, progress=progress)
+        return PreparedText(self, prepared.tokenizer, prepared.corpora, prepared.record)
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedText:
+    """Tokenised corpora, ready to be cut into batches.
+
+    Attributes:
+      config: what they were made from.
+      tokenizer: the one of all corpora.
+      corpora: the token store of each split, by corpus and split.
+      record: counts of what was read and left out on the way, JSON-ready.
+    """
+
+    config: TextData
+    tokenizer: Tokenizer
+    corpora: dict[str, dict[str, TokenStore]]
+    record: dict[str, Any]
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that at least one corpus has; "train" first where there is one."""
+        return list(dict.fromkeys(split for splits in self.corpora.values() for split in splits))
+
+    def sources(self, split: str) -> list[Source]:
+        """The split of every corpus that has it. Raises `DataError`, naming those that exist, where none does."""
+        found = [Source(name, splits[split]) for name, splits in self.corpora.items() if split in splits]
+        if not found:
+            raise DataError(f"there is no split {split!r}{nearest(split, self.splits)}")
+        return found
+
+    def num_bytes(self, split: str) -> int:
+        """UTF-8 bytes of the text of the split, in all corpora."""
+        return sum(source.store.num_bytes for source in self.sources(split))
+
+    def num_tokens(self, corpus: str) -> int:
+        """Tokens of all splits of a corpus, end-of-text tokens included."""
+        return sum(len(store.tokens) for store in self.corpora[corpus].values())
+
+    def describe(self) -> str:
+        """A line per corpus and split: documents, tokens, bytes."""
+        lines = [
+            f"{name} {split}: {len(store.offsets) - 1:,} documents, {len(store.tokens):,} tokens, "
+            f"{store.num_bytes:,} bytes ({store.num_bytes / max(len(store.tokens), 1):.2f} bytes per token)"
+            for name, splits in self.corpora.items()
+            for split, store in splits.items()
+        ]
+        return "\n".join([f"vocabulary of {self.tokenizer.vocab_size:,}", *lines])
+
+    def train_loader(self, process_index: int = 0, process_count: int = 1) -> Loader:
+        """Training batches, of which this process takes its part. Raises `DataError` for too little data."""
+        config = self.config
+        for name, splits in self.corpora.items():
+            if "train" not in splits:
+                raise DataError(f"corpus {name!r} has no split 'train'; it has {', '.join(map(repr, splits))}")
+        sources = self.sources("train")
+        weights = config.weights or tuple(float(len(source.store.tokens)) for source in sources)
+        return Loader(
+            sources,
+            [Stage(weights=weights), *config.stages],
+            config.packing,
+            length=config.length,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            document_mask=config.document_mask,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
+    def eval_batches(
+        self,
+        split: str,
+        batch_size: int | None = None,
+        length: int | None = None,
+        stride: int | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> EvalBatches:
+        """The whole split of all corpora once, in order (see `EvalBatches`); sizes default to those of training.
+
+        Rows are cut from the stream, also where training packs documents.
+        """
+        return EvalBatches(
+            self.sources(split),
+            length=length or self.config.length,
+            batch_size=batch_size or self.config.batch_size,
+            stride=stride,
+            document_mask=self.config.masks_documents(),
+            process_index=process_index,
+            process_count=process_count,
+        )
