@@ -5,6 +5,7 @@ import re
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,9 @@ def _parse(arguments: Sequence[str]) -> Any:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["lm-jax", *arguments])
     try:
-        values(["lm-jax", *arguments])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # ml_collections' own
+            values(["lm-jax", *arguments])
     except (flags.Error, ValueError) as error:
         if len(arguments) == 1:
             raise  # the experiment file itself: its author needs the traceback

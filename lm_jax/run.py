@@ -149,8 +149,8 @@ def train(experiment: Experiment, workdir: Path) -> int:
     with RunLock(workdir, enabled=jax.process_index() == 0), use_mesh(mesh, experiment.layout):
         parts = build(experiment)
         check_mesh(experiment, parts, mesh)
-        claim_config(workdir, experiment)
         data = prepare(experiment)
+        claim_config(workdir, experiment)
         try:
             return _train(experiment, workdir, mesh, parts, data)
         finally:

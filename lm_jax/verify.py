@@ -24,10 +24,9 @@ def verify_resume(configs: list[str], num_steps: int, kills: int, seed: int) -> 
     """Trains `num_steps` straight, and again with `kills` SIGKILLs at random moments; compares the last checkpoints.
 
     Every array of the state, the dropout key and the digest of all batches must be equal as bits. Prints what was compared,
-    or the first difference; returns 0 or 1. Evaluations and samples are left out. Several kills fall while the program
-    starts, restores, trains or saves, whatever it is doing at that time.
+    or the first difference; returns 0 or 1. Evaluations and samples are left out.
     """
-    every = max(num_steps // 10, 1)
+    every = max(num_steps // (5 * (kills + 1)), 1)
     overrides = [
         f"--config.train.num_steps={num_steps}",
         "--config.train.log_every=1",
@@ -40,13 +39,15 @@ def verify_resume(configs: list[str], num_steps: int, kills: int, seed: int) -> 
     load_experiment(arguments).data.prepare()  # once, so that no kill falls into it
     with tempfile.TemporaryDirectory(prefix="lm_jax_verify_") as folder:
         straight, killed = Path(folder) / "straight", Path(folder) / "killed"
-        started = time.monotonic()
-        _finish(arguments, straight)
-        whole = time.monotonic() - started
+        seconds = _finish(arguments, straight)
         moments = random.Random(seed)
         for number in range(kills):
-            wait = moments.uniform(0.1, 1.0) * whole
-            print(f"kill {number + 1} of {kills} after {wait:.1f} s at step {_kill_after(arguments, killed, wait)}")
+            # One in four falls while the program starts or restores, the others while it trains or saves.
+            running = number % 4 != 3
+            wait = moments.uniform(0, 2 * seconds / kills) if running else moments.uniform(1, 5)
+            step = _kill(arguments, killed, wait, running)
+            where = f"{wait:.2f} s after its first step" if running else f"{wait:.2f} s after its start"
+            print(f"kill {number + 1} of {kills}, {where}: {step}", flush=True)
         _finish(arguments, killed)
         differences = list(_differences(straight, killed))
     print("\n".join(differences[:1]) or "equal: every array, the random key and all batches, as bits")
@@ -60,22 +61,33 @@ def _start(arguments: list[str], workdir: Path) -> subprocess.Popen:
         return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=os.environ)
 
 
-def _finish(arguments: list[str], workdir: Path) -> None:
+def _finish(arguments: list[str], workdir: Path) -> float:
+    """Runs to the end; returns the seconds it trained."""
     code = _start(arguments, workdir).wait()
     if code:
         tail = (workdir / "output.log").read_text(errors="replace").splitlines()[-5:]
         raise StorageError(f"training ended with exit code {code}: " + " | ".join(tail))
+    walls = [row["wall"] for row in read_metrics(workdir) if row["kind"] == "train"]
+    return max(walls) - min(walls)
 
 
-def _kill_after(arguments: list[str], workdir: Path, seconds: float) -> int:
-    """Starts or continues the run, kills it after `seconds`; returns the last step it logged."""
+def _kill(arguments: list[str], workdir: Path, seconds: float, running: bool) -> str:
+    """Starts or continues the run and kills it after `seconds`, counted from its first new step if `running`."""
     process = _start(arguments, workdir)
+    metrics = workdir / "metrics.jsonl"
+    if running:
+        before = metrics.read_bytes().count(b'"kind": "train"') if metrics.exists() else 0
+        while process.poll() is None:
+            if metrics.exists() and metrics.read_bytes().count(b'"kind": "train"') > before:
+                break
+            time.sleep(0.05)
     try:
         process.wait(seconds)
+        return "the run had ended"
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    return max((row["step"] for row in read_metrics(workdir)), default=0)
+    return f"at step {max((row['step'] for row in read_metrics(workdir)), default=0)}"
 
 
 def _differences(a: Path, b: Path) -> Iterator[str]:

@@ -98,7 +98,7 @@ class Stack(nnx.Module):
         def empty(block: BlockConfig) -> Cache:
             heads = block.mixer.num_kv_heads or block.mixer.num_heads
             shape = (self.config.repeats, batch_size, length, heads, block.mixer.size(width))
-            slots = reshard(jnp.zeros(shape, dtype), spec("layers", "batch", None, "kv_heads", None))
+            slots = reshard(jnp.zeros(shape, dtype), spec(None, "batch", None, "kv_heads", None))
             return Cache(slots, slots)
 
         return tuple(empty(block) for block in self.config.pattern)

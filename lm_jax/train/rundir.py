@@ -41,17 +41,22 @@ def read_config(workdir: Path) -> Config:
         raise StorageError(f"{path} is not valid JSON ({error}); restore it from a backup") from error
 
 
+# Where a run computes does not change what it computes: a run may go on with these fields changed.
+_FREE = ("mesh.", "layout.")
+
+
 def claim_config(workdir: Path, config: Config) -> None:
-    """Writes the config into a new run directory, or checks that the run there has the same one.
+    """Writes the config into the run directory. The run that is there already must have the same one, mesh and layout apart.
 
     Raises `ConfigError` with the differing fields when it is the directory of another run.
     """
     path = workdir / "config.json"
-    if not path.exists():
+    differing = []
+    if path.exists():
+        differing = [line for line in diff(read_config(workdir), config) if not line.startswith(_FREE)]
+    if not differing:
         write_json(path, to_json(config))
-        return
-    differing = diff(read_config(workdir), config)
-    if differing:
+    else:
         raise ConfigError(
             f"{workdir} belongs to a run with another config; take another --workdir. Different: " + "; ".join(differing)
         )

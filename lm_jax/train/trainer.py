@@ -169,13 +169,12 @@ class Trainer:
                 rest = [e for e in self.evals if not e.due(step, last)]
                 scores |= self._evaluate(step, params, rest)
         if leaving or last or early or self.checkpoints.due(step):
-            progress = {
-                "wall": self._meter.wall(),
-                "skips": self._skips,
-                "best": self._best,
-                "bad": self._bad,
-            }
-            self.checkpoints.save(step, state, self.record | {"progress": progress}, scores)
+            self.checkpoints.save(step, state, self.record | {"progress": self._progress()}, scores)
+            self.log.event(step, "checkpoint", f"saving step {step}")
+            self.log.flush(durable=True)
+        if self.sampler is not None and not leaving and self.sampler.due(step, last or early):
+            for _ in self.sampler.run(step, params):
+                pass
         return early
 
     def _progress(self) -> dict[str, Any]:

@@ -1,0 +1,73 @@
+"""English novels by byte-pair encoding: 84 books to train on, 4 to validate, 4 to test (splits.json of the data).
+
+    lm-jax train --config=experiments/novels.py --workdir=runs/novels
+
+The text is looked for in ../shared/data/novels (from the checkout), or where LM_JAX_DATA points to a folder that holds
+novels/. A budget of 10 minutes on 2 CPU cores; see experiments/LOG.md for its figure. `:smoke` is a tiny version for tests.
+"""
+
+from lm_jax.config import Experiment, SamplesConfig
+from lm_jax.data.sources import TextFiles
+from lm_jax.data.splits import ListedSplit
+from lm_jax.data.store import Corpus
+from lm_jax.data.text import TextData
+from lm_jax.data.tokenizers import BPE
+from lm_jax.evals.perplexity import PerplexityConfig
+from lm_jax.infer.sampling import SamplingConfig
+from lm_jax.models.decoder import DecoderConfig, HeadConfig
+from lm_jax.nn.attention import AttentionConfig
+from lm_jax.nn.block import BlockConfig
+from lm_jax.nn.init import Init
+from lm_jax.nn.mlp import MLPConfig
+from lm_jax.nn.norm import NormConfig
+from lm_jax.nn.positions import RotaryConfig
+from lm_jax.nn.stack import StackConfig
+from lm_jax.optim.muon import Muon
+from lm_jax.optim.schedules import Schedule
+from lm_jax.train.checkpoint import CheckpointConfig
+from lm_jax.train.trainer import TrainConfig
+from shared_data import folder
+
+
+def get_config(arg: str = "") -> Experiment:
+    """The run; `arg` "smoke" shrinks it to seconds."""
+    smoke = arg == "smoke"
+    books, vocab_size, width = folder("novels"), 4096, 16 if smoke else 256
+    block = BlockConfig(
+        mixer=AttentionConfig(num_heads=4, rotary=RotaryConfig(), qk_norm=NormConfig()),
+        feed_forward=MLPConfig(hidden=32 if smoke else 704, activation="silu", gated=True),
+    )
+    corpus = Corpus(
+        name="novels",
+        source=TextFiles(paths=(f"{books}/books/*.txt.gz",)),
+        split=ListedSplit(path=f"{books}/splits.json"),
+    )
+    return Experiment(
+        data=TextData(
+            corpora=(corpus,),
+            tokenizer=BPE(vocab_size=vocab_size),
+            length=16 if smoke else 256,
+            batch_size=8,
+        ),
+        model=DecoderConfig(
+            vocab_size=vocab_size,
+            width=width,
+            stack=StackConfig(pattern=(block,), repeats=2 if smoke else 4, unroll=4),
+            head=HeadConfig(soft_cap=15.0),
+            init=Init(weights="fan_in", outputs="zeros", embedding_std=0.02),
+        ),
+        optimizer=Muon(
+            learning_rate=0.02,
+            adam_learning_rate=6e-3,
+            weight_decay=0.0,
+            schedule=Schedule(shape="linear", warmup_steps=0 if smoke else 50, decay_fraction=0.6, final_ratio=0.0),
+        ),
+        train=TrainConfig(num_steps=2 if smoke else 900),
+        checkpoint=CheckpointConfig(every=0 if smoke else 300),
+        evals=() if smoke else (PerplexityConfig(batch_size=16), PerplexityConfig(name="test", split="test", batch_size=16)),
+        samples=None
+        if smoke
+        else SamplesConfig(
+            prompts=("It was a dark night, and",), num_samples=2, sampling=SamplingConfig(temperature=0.8)
+        ),
+    )

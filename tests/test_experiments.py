@@ -1,0 +1,99 @@
+"""Every experiment: its config round-trips, and one train step type-checks on a mesh of its size without any device."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from lm_jax import run
+from lm_jax.config import Experiment, load_experiment
+from lm_jax.core.config import from_json, to_json, validate_tree
+from lm_jax.core.sharding import use_mesh
+from lm_jax.train.step import train_step
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "def get_config" in path.read_text())
+
+
+def module(name: str):
+    sys.path.insert(0, str(FOLDER))
+    try:
+        spec = importlib.util.spec_from_file_location(f"experiment_{name}", FOLDER / f"{name}.py")
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+    finally:
+        sys.path.remove(str(FOLDER))
+    return loaded
+
+
+def abstract_step(experiment: Experiment, num_devices: int):
+    """(state before, state after, metrics) of one step on an abstract mesh: types only, no arrays."""
+    mesh = experiment.mesh.abstract(num_devices)
+    with use_mesh(mesh, experiment.layout):
+        parts = run.build(experiment)
+        run.check_mesh(experiment, parts, mesh)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        state = jax.eval_shape(lambda key: run.initial_state(experiment, parts, key), key)
+        shape = (experiment.data.batch_size, experiment.data.length)
+        sharding = NamedSharding(mesh, experiment.layout.spec(("batch", "sequence")))
+        batch = {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+            for name, dtype in (("tokens", jnp.int32), ("targets", jnp.int32), ("weights", jnp.float32))
+        }
+        if experiment.data.masks_documents():
+            batch |= {name: batch["tokens"] for name in ("segments", "positions")}
+
+        def step(state, batch, key):
+            objective = experiment.objective.build()
+            return train_step(
+                state,
+                batch,
+                key,
+                graph=parts.graph,
+                objective=objective,
+                optimizer=parts.optimizer,
+                config=experiment.step,
+            )
+
+        after, metrics, _ = jax.eval_shape(step, state, batch, key)
+    return mesh, state, after, metrics
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_checks_on_an_abstract_mesh_and_keeps_every_sharding(name):
+    loaded = module(name)
+    experiment = loaded.get_config()
+    validate_tree(experiment)
+    num_devices = getattr(loaded, "NUM_DEVICES", 1)
+    mesh, before, after, metrics = abstract_step(experiment, num_devices)
+    assert metrics["loss"].shape == ()
+    ways = mesh.shape["fsdp"]
+    total = local = 0
+    for x, y in zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), strict=True):
+        assert (x.shape, x.dtype, x.sharding.spec) == (y.shape, y.dtype, y.sharding.spec)
+        total += x.size
+        local += int(np.prod(NamedSharding(mesh, x.sharding.spec).shard_shape(x.shape)))
+    assert total / ways <= local <= 1.01 * total / ways + 10_000
+    print(f"{name}: {total:,} parameters, {16 * local / 2**30:.2f} GiB of state a device on {num_devices}")
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("gpt2_124m", 124e6, 125e6), ("llama_1b", 1.2e9, 1.3e9), ("llama_8b", 8.0e9, 8.1e9)])
+def test_sizes_are_the_published_ones(name, low, high):
+    assert low < run.build(module(name).get_config()).num_params < high
+
+
+def test_quickstart_stays_within_its_parameter_budget():
+    assert run.build(module("shakespeare").get_config()).num_params <= 830_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_record_rebuilds_the_config(name):
+    config = load_experiment([f"--config={FOLDER}/{name}.py:smoke", "--config.train.num_steps=3"])
+    assert config.train.num_steps == 3
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
