@@ -7,6 +7,8 @@ the test, by the hash of their place. The text is looked for in ../shared/data/p
 minutes on 2 CPU cores; see experiments/LOG.md for its figure. `:smoke` is a tiny version for tests.
 """
 
+from shared_data import folder
+
 from lm_jax.config import Experiment, SamplesConfig
 from lm_jax.data.packing import Packing
 from lm_jax.data.sources import JsonLines
@@ -28,7 +30,6 @@ from lm_jax.optim.muon import Muon
 from lm_jax.optim.schedules import Schedule
 from lm_jax.train.checkpoint import CheckpointConfig
 from lm_jax.train.trainer import TrainConfig
-from shared_data import folder
 
 
 def get_config(arg: str = "") -> Experiment:
@@ -62,7 +63,9 @@ def get_config(arg: str = "") -> Experiment:
         ),
         train=TrainConfig(num_steps=2 if smoke else 900),
         checkpoint=CheckpointConfig(every=0 if smoke else 300),
-        evals=() if smoke else (PerplexityConfig(batch_size=16), PerplexityConfig(name="test", split="test", batch_size=16)),
+        evals=()
+        if smoke
+        else (PerplexityConfig(batch_size=16), PerplexityConfig(name="test", split="test", batch_size=16)),
         samples=None
         if smoke
         else SamplesConfig(

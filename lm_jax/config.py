@@ -76,15 +76,11 @@ class Experiment(Config):
                 f"data.batch_size={data.batch_size} is not divisible by step.accumulate={self.step.accumulate}"
             )
         if data.length % self.objective.chunks:
-            raise ConfigError(
-                f"data.length={data.length} is not divisible by objective.chunks={self.objective.chunks}"
-            )
+            raise ConfigError(f"data.length={data.length} is not divisible by objective.chunks={self.objective.chunks}")
         names = [e.name for e in self.evals]
         if len(set(names)) != len(names):
             raise ConfigError(f"two evals have one name: {names}")
-        for name, metric in (
-            ("train.early_stop.metric", self.train.early_stop and self.train.early_stop.metric),
-        ):
+        for name, metric in (("train.early_stop.metric", self.train.early_stop and self.train.early_stop.metric),):
             if metric and metric.split("/")[0] not in names:
                 raise ConfigError(f"{name}={metric!r} names no eval{nearest(metric.split('/')[0], names)}")
 
@@ -104,9 +100,7 @@ def load_experiment(arguments: Sequence[str]) -> Experiment:
     sys.path.insert(0, str(path.resolve().parent))  # an experiment may import the one beside it
     config = _parse(files)
     if not isinstance(config, Experiment):
-        raise ConfigError(
-            f"get_config of {path} returned {type(config).__name__}; it must return an Experiment"
-        )
+        raise ConfigError(f"get_config of {path} returned {type(config).__name__}; it must return an Experiment")
     overrides = [a for a in arguments if not a.startswith("--config=")]
     to_none = []
     for override in overrides:
@@ -164,9 +158,7 @@ def _walk(config: Any, fields: list[str]) -> Any:
 
 def _check_field(holder: Any, name: str, fields: list[str]) -> None:
     if not dataclasses.is_dataclass(holder):
-        raise ConfigError(
-            f"--config.{'.'.join(fields)}: {holder!r} has no fields; set it in the experiment file"
-        )
+        raise ConfigError(f"--config.{'.'.join(fields)}: {holder!r} has no fields; set it in the experiment file")
     known = [field.name for field in dataclasses.fields(holder)]
     if name not in known:
         raise ConfigError(

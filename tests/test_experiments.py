@@ -83,7 +83,9 @@ def test_a_step_checks_on_an_abstract_mesh_and_keeps_every_sharding(name):
     print(f"{name}: {total:,} parameters, {16 * local / 2**30:.2f} GiB of state a device on {num_devices}")
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("gpt2_124m", 124e6, 125e6), ("llama_1b", 1.2e9, 1.3e9), ("llama_8b", 8.0e9, 8.1e9)])
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("gpt2_124m", 124e6, 125e6), ("llama_1b", 1.2e9, 1.3e9), ("llama_8b", 8.0e9, 8.1e9)]
+)
 def test_sizes_are_the_published_ones(name, low, high):
     assert low < run.build(module(name).get_config()).num_params < high
 

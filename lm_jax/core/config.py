@@ -44,9 +44,7 @@ def validate_tree(config: Config) -> None:
     for path, node in nodes(config):
         hints = typing.get_type_hints(type(node))
         wrong = [f.name for f in dataclasses.fields(node) if not _is_a(getattr(node, f.name), hints[f.name])]
-        problems += [
-            f"{path}.{name}={getattr(node, name)!r} is not of type {_show(hints[name])}" for name in wrong
-        ]
+        problems += [f"{path}.{name}={getattr(node, name)!r} is not of type {_show(hints[name])}" for name in wrong]
         if wrong:
             continue
         try:
@@ -102,9 +100,7 @@ def to_json(value: Any) -> Any:
         return [to_json(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise ConfigError(
-        f"{value!r} cannot stand in a config: use bool, int, float, str, None, tuples and configs"
-    )
+    raise ConfigError(f"{value!r} cannot stand in a config: use bool, int, float, str, None, tuples and configs")
 
 
 def from_json(value: Any) -> Any:
@@ -142,9 +138,7 @@ def _config_class(name: str) -> type[Config]:
         module = sys.modules.get(module_name)
     kind = getattr(module, class_name, None)
     if not (isinstance(kind, type) and issubclass(kind, Config)):
-        raise ConfigError(
-            f"config class {name!r} is not known; for a class of your own, pass its --config file"
-        )
+        raise ConfigError(f"config class {name!r} is not known; for a class of your own, pass its --config file")
     return kind
 
 

@@ -31,9 +31,7 @@ def param(
 def weight(parameter: nnx.Param, dtype: Any) -> Array:
     """The parameter's value for use in a layer: cast to `dtype`, gathered over the layout's `gather` axes."""
     value = parameter[...]
-    axes = (
-        parameter.axes[-value.ndim :] if value.ndim else ()
-    )  # inside a scan the leading "layers" axis is gone
+    axes = parameter.axes[-value.ndim :] if value.ndim else ()  # inside a scan the leading "layers" axis is gone
     return reshard(value.astype(dtype), spec(*axes, gathered=True))
 
 

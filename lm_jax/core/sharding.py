@@ -38,9 +38,7 @@ class MeshShape(Config):
         """Raises `ConfigError` for a size of 0 or below -1, or for two free axes."""
         sizes = [getattr(self, axis) for axis in MESH_AXES]
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-            raise ConfigError(
-                f"mesh sizes {sizes} for {MESH_AXES} must be positive, with at most one -1 (the rest)"
-            )
+            raise ConfigError(f"mesh sizes {sizes} for {MESH_AXES} must be positive, with at most one -1 (the rest)")
 
     def sizes(self, num_devices: int) -> tuple[int, ...]:
         """The six sizes on `num_devices` devices. Raises `ConfigError` when they do not fit."""
@@ -95,9 +93,7 @@ class Layout(Config):
         for field in dataclasses.fields(self):
             for axis in getattr(self, field.name):
                 if axis not in MESH_AXES:
-                    raise ConfigError(
-                        f"{field.name}={axis!r} is not a mesh axis; they are {', '.join(MESH_AXES)}"
-                    )
+                    raise ConfigError(f"{field.name}={axis!r} is not a mesh axis; they are {', '.join(MESH_AXES)}")
 
     def spec(self, names: Sequence[str | None], *, gathered: bool = False) -> PartitionSpec:
         """The PartitionSpec of an array whose dimensions have these logical names (None: not split).
@@ -109,9 +105,7 @@ class Layout(Config):
             axes = () if name is None else getattr(self, name)
             axes = tuple(axis for axis in axes if not (gathered and axis in self.gather))
             if used & set(axes):
-                raise ConfigError(
-                    f"the layout puts two dimensions of {tuple(names)} on mesh axis {used & set(axes)}"
-                )
+                raise ConfigError(f"the layout puts two dimensions of {tuple(names)} on mesh axis {used & set(axes)}")
             used |= set(axes)
             parts.append(axes if len(axes) > 1 else axes[0] if axes else None)
         return PartitionSpec(*parts)

@@ -113,7 +113,9 @@ def prepare(
                 fsync_dir(cache_dir)
             return _open(folder)
     except OSError as error:
-        raise StorageError(f"the data cache {cache_dir} cannot be used: {error}; set data.cache_dir or LM_JAX_CACHE") from error
+        raise StorageError(
+            f"the data cache {cache_dir} cannot be used: {error}; set data.cache_dir or LM_JAX_CACHE"
+        ) from error
 
 
 def _key(corpora: Sequence[Corpus], tokenizer: TokenizerConfig, cache_dir: Path) -> str:
@@ -188,7 +190,9 @@ def _make(
         left_out = {source: dict(reasons) for source, reasons in counts.items() if reasons}
         record["corpora"][corpus.name] = {"rule": to_json(corpus.split), "splits": entry, "left_out": left_out}
         for split, facts in entry.items():
-            say(f"{corpus.name} {split}: {facts['documents']:,} documents, {facts['tokens']:,} tokens, {facts['bytes']:,} bytes")
+            say(
+                f"{corpus.name} {split}: {facts['documents']:,} documents, {facts['tokens']:,} tokens, {facts['bytes']:,} bytes"
+            )
     write_json(folder / "tokenizer.json", tokenizer.to_json())
     for path in folder.rglob("*"):
         if path.is_file():
@@ -269,7 +273,9 @@ def _decode(folder: Path, split: str, facts: dict[str, Any], dtype: str) -> None
                     lengths.append(length)
     digest.update(np.array(lengths, np.int64))
     if digest.hexdigest() != facts["sha256"]:
-        raise StorageError(f"{folder} ({split}) is corrupt: its tokens do not match their SHA-256; delete it, it is made again")
+        raise StorageError(
+            f"{folder} ({split}) is corrupt: its tokens do not match their SHA-256; delete it, it is made again"
+        )
     np.cumsum([0, *lengths], dtype=np.int64).tofile(temporary / "offsets")
     write_json(temporary / "names.json", names)
     final = folder / "view" / split

@@ -41,9 +41,7 @@ class PerplexityConfig(Config):
             if getattr(self, name) is not None:
                 check_positive(self, name)
         if self.stride and self.length and self.stride > self.length:
-            raise ConfigError(
-                f"stride={self.stride} must not be above length={self.length}: tokens would be left out"
-            )
+            raise ConfigError(f"stride={self.stride} must not be above length={self.length}: tokens would be left out")
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "chunks"))

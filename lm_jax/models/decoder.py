@@ -94,9 +94,7 @@ class Decoder(nnx.Module):
         V, D = config.vocab_size, config.width
         self.embedding = config.embedding.build(rngs, V, D, config.init)
         self.stack = config.stack.build(rngs, D, config.init)
-        self.head = (
-            None if config.head.tied else param(rngs, config.init.linear(D), (D, V), ("embed", "vocab"))
-        )
+        self.head = None if config.head.tied else param(rngs, config.init.linear(D), (D, V), ("embed", "vocab"))
         self.head_bias = param(rngs, nnx.initializers.zeros, (V,), ("vocab",)) if config.head.bias else None
 
     def __call__(self, batch: Batch, *, key: Array | None = None) -> Output:
@@ -121,9 +119,7 @@ class Decoder(nnx.Module):
         else:
             out = spec("batch", "sequence", "vocab")
             head = weight(self.head, hidden_BTD.dtype)
-            y_BTV = jnp.einsum(
-                "BTD,DV->BTV", hidden_BTD, head, preferred_element_type=jnp.float32, out_sharding=out
-            )
+            y_BTV = jnp.einsum("BTD,DV->BTV", hidden_BTD, head, preferred_element_type=jnp.float32, out_sharding=out)
         if self.head_bias is not None:
             y_BTV = y_BTV + weight(self.head_bias, jnp.float32)[None, None, :]
         return soft_cap(y_BTV, self.config.head.soft_cap)

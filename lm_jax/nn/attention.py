@@ -26,9 +26,7 @@ class Place(NamedTuple):
     """Where the queries of a call stand. Shared by all layers."""
 
     positions_BT: Array  # int32 [B, T] or [1, T]: the position within the document, for position embeddings
-    segments_BT: (
-        Array | None
-    )  # int32 [B, T]: the document within the row, 0 is padding; None: one document per row
+    segments_BT: Array | None  # int32 [B, T]: the document within the row, 0 is padding; None: one document per row
 
 
 class Cache(NamedTuple):
@@ -83,9 +81,7 @@ class AttentionConfig(Config):
             if getattr(self, name) is not None:
                 check_positive(self, name)
         if self.num_heads % (self.num_kv_heads or self.num_heads):
-            raise ConfigError(
-                f"num_heads={self.num_heads} is not divisible by num_kv_heads={self.num_kv_heads}"
-            )
+            raise ConfigError(f"num_heads={self.num_heads} is not divisible by num_kv_heads={self.num_kv_heads}")
         if self.soft_cap is not None and self.implementation != "reference":
             raise ConfigError(f"soft_cap needs implementation='reference', not {self.implementation!r}")
 
@@ -205,9 +201,7 @@ def _same_segment(segments_BT: Array) -> Array:
     return segments_BT[:, None, :, None] == segments_BS[:, None, None, :]
 
 
-def attend(
-    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Array, scale: float, cap: float | None = None
-) -> Array:
+def attend(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Array, scale: float, cap: float | None = None) -> Array:
     """softmax(scale q k^T, masked) v with float32 scores; [B, T, N, H] in the dtype of `q_BTNH`.
 
     Query heads are grouped over the K key-value heads in order. `mask` is bool, broadcastable to [B, 1, T, S].

@@ -41,9 +41,7 @@ class BlockConfig(Config):
 
     def flops_per_token(self, width: int, length: int, *, causal: bool) -> float:
         """Forward matrix-product FLOPs per token at rows of `length`."""
-        return self.mixer.flops_per_token(width, length, causal=causal) + self.feed_forward.flops_per_token(
-            width
-        )
+        return self.mixer.flops_per_token(width, length, causal=causal) + self.feed_forward.flops_per_token(width)
 
 
 class Block(nnx.Module):

@@ -14,7 +14,5 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
     if key is None or rate == 0.0:
         return x
     sharding = jax.typeof(x).sharding
-    keep = jax.random.bernoulli(
-        key, 1 - rate, x.shape, out_sharding=None if sharding.mesh.empty else sharding
-    )
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=None if sharding.mesh.empty else sharding)
     return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros((), x.dtype))

@@ -87,9 +87,7 @@ class Stack(nnx.Module):
             return x, None if caches is None else tuple(new)
 
         body = jax.checkpoint(repeat, prevent_cse=False) if config.remat == "full" else repeat
-        x_BTD, caches = jax.lax.scan(
-            body, x_BTD, (blocks, caches, keys), unroll=min(config.unroll, config.repeats)
-        )
+        x_BTD, caches = jax.lax.scan(body, x_BTD, (blocks, caches, keys), unroll=min(config.unroll, config.repeats))
         return (x_BTD if self.final_norm is None else self.final_norm(x_BTD)), caches
 
     def init_caches(self, batch_size: int, length: int, width: int, dtype: jnp.dtype) -> tuple[Cache, ...]:

@@ -25,9 +25,7 @@ class LMConfig(Config):
     def validate(self) -> None:
         """Raises `ConfigError` for a negative weight or no chunk."""
         if self.z_loss < 0 or self.chunks < 1:
-            raise ConfigError(
-                f"z_loss={self.z_loss} must not be negative and chunks={self.chunks} must be at least 1"
-            )
+            raise ConfigError(f"z_loss={self.z_loss} must not be negative and chunks={self.chunks} must be at least 1")
 
     def build(self) -> "LM":
         """The objective."""

@@ -76,9 +76,7 @@ def train_step(
     finite, "finite" is 0 and parameters, optimizer state and average stay as they were, bit by bit.
     """
     key = jax.random.fold_in(key, state.step)
-    grads, terms = gradients(
-        state.params, batch, key, graph=graph, objective=objective, accumulate=config.accumulate
-    )
+    grads, terms = gradients(state.params, batch, key, graph=graph, objective=objective, accumulate=config.accumulate)
     squares = jax.tree.map(_square_sum, grads, logical_axes(nnx.merge(graph, state.params)))
     grad_norm = jnp.sqrt(sum(jnp.sum(square) for square in jax.tree.leaves(squares)))
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(terms["loss"].value)

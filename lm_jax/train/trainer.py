@@ -36,9 +36,7 @@ class EarlyStopConfig(Config):
         check_choice("mode", self.mode, ("min", "max"))
         check_positive(self, "patience")
         if self.metric.count("/") != 1:
-            raise ConfigError(
-                f"metric={self.metric!r} must be written 'eval name/value name', as 'validation/loss'"
-            )
+            raise ConfigError(f"metric={self.metric!r} must be written 'eval name/value name', as 'validation/loss'")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -139,14 +137,10 @@ class Trainer:
                     break
                 if stop and step < total:
                     self.checkpoints.wait()
-                    self.log.event(
-                        step, "preempted", f"asked to stop; step {step} is saved; start again to continue"
-                    )
+                    self.log.event(step, "preempted", f"asked to stop; step {step} is saved; start again to continue")
                     return PREEMPTED
         self.checkpoints.wait()
-        self.log.event(
-            int(state.step), "done", f"trained {int(state.step)} steps in {self._meter.wall():.0f} s"
-        )
+        self.log.event(int(state.step), "done", f"trained {int(state.step)} steps in {self._meter.wall():.0f} s")
         return 0
 
     def _due(self, step: int) -> bool:
@@ -237,8 +231,7 @@ class Trainer:
 
     def _report_skip(self, step: int, row: dict[str, float], norms: Params) -> None:
         by_layer = {
-            "/".join(map(str, path)): np.asarray(value).tolist()
-            for path, value in _paths(jax.device_get(norms))
+            "/".join(map(str, path)): np.asarray(value).tolist() for path, value in _paths(jax.device_get(norms))
         }
         self.log.event(
             step,
@@ -260,9 +253,7 @@ class Trainer:
         expected = math.log(self.vocab_size)
         far = abs(loss - expected) > 0.1 * expected + 0.2
         note = "; far from it: look at the initialisation or the data" if far else ""
-        message = (
-            f"loss before training {loss:.3f}, a uniform guess over the vocabulary gives {expected:.3f}{note}"
-        )
+        message = f"loss before training {loss:.3f}, a uniform guess over the vocabulary gives {expected:.3f}{note}"
         self.log.event(1, "first_loss", message, loss=loss, expected=expected, far=far)
 
 

@@ -27,7 +27,13 @@ def test_diff_names_every_leaf_that_differs():
 
 
 def test_a_record_cannot_import_code():
-    for name in ("os.path.join", "subprocess.Popen", "lm_jax.core.config.to_json", "lm_jax.nothing.Here", "antigravity.X"):
+    for name in (
+        "os.path.join",
+        "subprocess.Popen",
+        "lm_jax.core.config.to_json",
+        "lm_jax.nothing.Here",
+        "antigravity.X",
+    ):
         with pytest.raises(ConfigError, match="is not known"):
             from_json({"class": name})
 

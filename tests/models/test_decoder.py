@@ -193,7 +193,10 @@ def test_every_parameter_has_an_axis_name_for_every_dimension():
         model = config.build(KEY)
         names = {f.name for f in dataclasses.fields(Layout)}
         jax.tree.map(
-            lambda x, axes: [len(axes) == x.ndim or pytest.fail(str(axes)), set(axes) <= names or pytest.fail(str(axes))],
+            lambda x, axes: [
+                len(axes) == x.ndim or pytest.fail(str(axes)),
+                set(axes) <= names or pytest.fail(str(axes)),
+            ],
             split(model)[1],
             logical_axes(model),
         )

@@ -194,7 +194,9 @@ def test_other_formats_and_missing_steps_are_named(tmp_path):
 
 def test_a_state_that_is_not_finite_is_refused(tmp_path):
     checkpoints = saved(tmp_path)
-    with pytest.raises(StorageError, match="step 3 was not saved: params/w is not finite; the last good checkpoint is step 2"):
+    with pytest.raises(
+        StorageError, match="step 3 was not saved: params/w is not finite; the last good checkpoint is step 2"
+    ):
         checkpoints.save(3, make_state(3, scale=np.nan), {}, {})
     assert checkpoints.steps() == [1, 2]
 
