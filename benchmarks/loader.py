@@ -13,15 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from lm_jax.data.sources import TextFiles
-from lm_jax.data.splits import TailFraction
-from lm_jax.data.store import Corpus
-from lm_jax.data.tokenizers import BPE, Characters
 
 from lm_jax.data.loader import Loader
 from lm_jax.data.packing import Packing, best_fit_decreasing
 from lm_jax.data.shuffle import permute
+from lm_jax.data.sources import TextFiles
+from lm_jax.data.splits import TailFraction
+from lm_jax.data.store import Corpus
 from lm_jax.data.text import PreparedText, TextData
+from lm_jax.data.tokenizers import BPE, Characters
 
 ROOT = Path(__file__).resolve().parent.parent
 GATE = 20e6

@@ -1,6 +1,7 @@
 """GPT-2 124M (Radford et al. 2019): 12 layers of width 768, learned positions, rows of 1,024 tokens, 0.5M tokens a step.
 
-    lm-jax train --config=experiments/gpt2_124m.py --workdir=runs/gpt2 --config.data.corpora[0].source.paths="('corpus/*.jsonl.gz',)"
+    lm-jax train --config=experiments/gpt2_124m.py --workdir=runs/gpt2 \\
+        --config.data.corpora[0].source.paths="('corpus/*.jsonl.gz',)"
 
 For one or more GPUs of 40 GB or more: bfloat16, fully sharded over all devices (`mesh.fsdp=-1`), 16 micro-batches, loss in 8
 chunks. Text: JSON lines with a "text" field, tokenised with the GPT-2 tokenizer (a tokenizer.json beside the corpus). Not run

@@ -1,4 +1,5 @@
-"""A Llama 3.2 1B-shaped model (Grattafiori et al. 2024, arXiv:2407.21783): 16 layers of width 2,048, 32 query and 8 key-value heads.
+"""A Llama 3.2 1B-shaped model (Grattafiori et al. 2024, arXiv:2407.21783): 16 layers of width 2,048, 32 query and 8
+key-value heads.
 
     lm-jax train --config=experiments/llama_1b.py --workdir=runs/llama_1b
 

@@ -63,12 +63,8 @@ def get_config(arg: str = "") -> Experiment:
         ),
         train=TrainConfig(num_steps=2 if smoke else 900),
         checkpoint=CheckpointConfig(every=0 if smoke else 300),
-        evals=()
-        if smoke
-        else (PerplexityConfig(batch_size=16), PerplexityConfig(name="test", split="test", batch_size=16)),
+        evals=() if smoke else (PerplexityConfig(batch_size=16), PerplexityConfig(name="test", split="test", batch_size=16)),
         samples=None
         if smoke
-        else SamplesConfig(
-            prompts=("", "靜夜思\n李白\n"), num_samples=2, max_tokens=80, sampling=SamplingConfig(temperature=0.8)
-        ),
+        else SamplesConfig(prompts=("", "靜夜思\n李白\n"), num_samples=2, max_tokens=80, sampling=SamplingConfig(temperature=0.8)),
     )

@@ -41,9 +41,7 @@ def get_config(arg: str = "") -> Experiment:
     )
     return Experiment(
         data=TextData(
-            corpora=(
-                Corpus(name="shakespeare", source=TextFiles(paths=(str(TEXT),)), split=TailFraction(validation=0.1)),
-            ),
+            corpora=(Corpus(name="shakespeare", source=TextFiles(paths=(str(TEXT),)), split=TailFraction(validation=0.1)),),
             tokenizer=Characters(),
             length=16 if smoke else 64,
             batch_size=8 if smoke else 12,

@@ -65,16 +65,12 @@ class Experiment(Config):
     def validate(self) -> None:
         """Raises `ConfigError` where components do not fit each other."""
         data, limit = self.data, self.model.max_length()
-        lengths = {"data.length": data.length} | {
-            f"evals {e.name!r} length": e.length or data.length for e in self.evals
-        }
+        lengths = {"data.length": data.length} | {f"evals {e.name!r} length": e.length or data.length for e in self.evals}
         for name, length in lengths.items():
             if limit is not None and length > limit:
                 raise ConfigError(f"{name}={length} exceeds the model's position table of {limit}")
         if data.batch_size % self.step.accumulate:
-            raise ConfigError(
-                f"data.batch_size={data.batch_size} is not divisible by step.accumulate={self.step.accumulate}"
-            )
+            raise ConfigError(f"data.batch_size={data.batch_size} is not divisible by step.accumulate={self.step.accumulate}")
         if data.length % self.objective.chunks:
             raise ConfigError(f"data.length={data.length} is not divisible by objective.chunks={self.objective.chunks}")
         names = [e.name for e in self.evals]
@@ -161,6 +157,4 @@ def _check_field(holder: Any, name: str, fields: list[str]) -> None:
         raise ConfigError(f"--config.{'.'.join(fields)}: {holder!r} has no fields; set it in the experiment file")
     known = [field.name for field in dataclasses.fields(holder)]
     if name not in known:
-        raise ConfigError(
-            f"--config.{'.'.join(fields)}: {type(holder).__name__} has no field {name!r}{nearest(name, known)}"
-        )
+        raise ConfigError(f"--config.{'.'.join(fields)}: {type(holder).__name__} has no field {name!r}{nearest(name, known)}")

@@ -47,9 +47,7 @@ def _check_devices(lines: list[str], problems: list[str]) -> None:
     from lm_jax.core.hardware import peak_flops
 
     if _numbers(jax.__version__)[:2] != _numbers(jaxlib.__version__)[:2]:
-        problems.append(
-            f"jax {jax.__version__} and jaxlib {jaxlib.__version__} differ: pip install --upgrade jax jaxlib"
-        )
+        problems.append(f"jax {jax.__version__} and jaxlib {jaxlib.__version__} differ: pip install --upgrade jax jaxlib")
     try:
         devices = jax.devices()
         value = float(jax.jit(lambda x: x @ x)(jax.numpy.full((4, 4), 2.0))[0, 0])
@@ -59,9 +57,7 @@ def _check_devices(lines: list[str], problems: list[str]) -> None:
     kind = devices[0].device_kind
     peak = peak_flops(kind)
     lines.append(f"{len(devices)} x {kind} ({jax.default_backend()}), {os.cpu_count()} CPU cores")
-    lines.append(
-        f"peak {peak / 1e12:.0f} TFLOP/s dense bfloat16 a device" if peak else "peak speed unknown: no MFU is shown"
-    )
+    lines.append(f"peak {peak / 1e12:.0f} TFLOP/s dense bfloat16 a device" if peak else "peak speed unknown: no MFU is shown")
     if value != 16.0:
         problems.append(f"a 4 x 4 matrix product gave {value}, not 16: the device or its driver is broken")
     if jax.default_backend() == "cpu" and Path("/dev/nvidia0").exists():
@@ -76,6 +72,4 @@ def _check_cache(lines: list[str], problems: list[str]) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        problems.append(
-            f"the data cache {folder} cannot be written ({error.strerror}): set LM_JAX_CACHE to another folder"
-        )
+        problems.append(f"the data cache {folder} cannot be written ({error.strerror}): set LM_JAX_CACHE to another folder")

@@ -248,9 +248,7 @@ class _compilations:
             self.log.event(None, name, f"compiled the train step in {seconds:.1f} s", seconds=seconds)
 
 
-def _scheduled(
-    config: PerplexityConfig, parts: Parts, data: PreparedText, mesh: Mesh | None, layout: Layout
-) -> Scheduled:
+def _scheduled(config: PerplexityConfig, parts: Parts, data: PreparedText, mesh: Mesh | None, layout: Layout) -> Scheduled:
     def run(step: int, params: Params) -> Iterator[tuple[str, float]]:
         return evaluate_split(config, parts.graph, params, data, mesh, layout)
 
@@ -273,9 +271,7 @@ def evaluate_split(
     return perplexity(graph, params, map(put, batches), data.num_bytes(config.split), config.chunks)
 
 
-def _sampler(
-    experiment: Experiment, parts: Parts, tokenizer: Tokenizer, mesh: Mesh, log: MetricsLog
-) -> Scheduled | None:
+def _sampler(experiment: Experiment, parts: Parts, tokenizer: Tokenizer, mesh: Mesh, log: MetricsLog) -> Scheduled | None:
     config = experiment.samples
     if config is None:
         return None

@@ -64,9 +64,7 @@ def odd() -> DecoderConfig:
         vocab_size=VOCAB,
         width=32,
         init=LOUD,
-        embedding=EmbeddingConfig(
-            positions=PositionTableConfig(kind="sinusoidal", length=64), scale=2.0, norm=NormConfig()
-        ),
+        embedding=EmbeddingConfig(positions=PositionTableConfig(kind="sinusoidal", length=64), scale=2.0, norm=NormConfig()),
         stack=StackConfig(pattern=(window, post), repeats=2, remat="full"),
         head=HeadConfig(tied=False, bias=True, soft_cap=15.0),
     )

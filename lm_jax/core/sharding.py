@@ -159,9 +159,7 @@ def check_divisible(shapes: Any, axes: Any, layout: Layout, mesh: Mesh | Abstrac
             ways = math.prod(mesh.shape[axis] for axis in getattr(layout, name))
             if size % ways:
                 where = "/".join(str(part.key) for part in path)
-                problems.append(
-                    f"{where}: dimension {name}={size} is not divisible by {ways} ({getattr(layout, name)})"
-                )
+                problems.append(f"{where}: dimension {name}={size} is not divisible by {ways} ({getattr(layout, name)})")
 
     jax.tree_util.tree_map_with_path(check, shapes, axes)
     if problems:

@@ -144,9 +144,7 @@ def _left_out(
     return left_out
 
 
-def _reasons(
-    gaps: Spans, documents: np.ndarray, offsets: np.ndarray, packing: Packing | None, row_length: int
-) -> list[str | None]:
+def _reasons(gaps: Spans, documents: np.ndarray, offsets: np.ndarray, packing: Packing | None, row_length: int) -> list[str | None]:
     """The setting that explains each gap; every gap lies in one document."""
     begin, end = offsets[documents], offsets[documents + 1]
     to_its_end = gaps.start + gaps.length == end

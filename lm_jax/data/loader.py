@@ -184,9 +184,7 @@ def _rows(source: Source, packing: Packing, length: int, seed: int, stream: int)
         )
     rows = packing.build(source.store.offsets, length, seed=seed, stream=stream)
     if rows.num_rows == 0:
-        raise DataError(
-            f"corpus {source.name!r}: every document is longer than length={length} and packing.long='drop'"
-        )
+        raise DataError(f"corpus {source.name!r}: every document is longer than length={length} and packing.long='drop'")
     return rows
 
 

@@ -205,9 +205,7 @@ def pad(spans: Spans, num_rows: int, length: int) -> Spans:
     return _join(spans, Spans(row, np.full_like(row, PADDING), np.zeros_like(row), missing[row]))
 
 
-def fill(
-    spans: Spans, streams: Sequence[np.ndarray], num_rows: int, length: int, eos: int, *, segments: bool
-) -> dict[str, Any]:
+def fill(spans: Spans, streams: Sequence[np.ndarray], num_rows: int, length: int, eos: int, *, segments: bool) -> dict[str, Any]:
     """The arrays [num_rows, length] of rows that `spans` fill completely (see `pad`).
 
     Returns int32 "tokens" (inputs) and "targets", and float32 "weights": 1, or 0 for padding, which is `eos`. With

@@ -113,9 +113,7 @@ def prepare(
                 fsync_dir(cache_dir)
             return _open(folder)
     except OSError as error:
-        raise StorageError(
-            f"the data cache {cache_dir} cannot be used: {error}; set data.cache_dir or LM_JAX_CACHE"
-        ) from error
+        raise StorageError(f"the data cache {cache_dir} cannot be used: {error}; set data.cache_dir or LM_JAX_CACHE") from error
 
 
 def _key(corpora: Sequence[Corpus], tokenizer: TokenizerConfig, cache_dir: Path) -> str:
@@ -166,9 +164,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _make(
-    folder: Path, corpora: Sequence[Corpus], config: TokenizerConfig, num_workers: int, say: Callable[[str], None]
-) -> None:
+def _make(folder: Path, corpora: Sequence[Corpus], config: TokenizerConfig, num_workers: int, say: Callable[[str], None]) -> None:
     from lm_jax.data import blocks  # seconds of import, only when something is made
 
     say(f"preparing {', '.join(corpus.name for corpus in corpora)}")
@@ -190,9 +186,7 @@ def _make(
         left_out = {source: dict(reasons) for source, reasons in counts.items() if reasons}
         record["corpora"][corpus.name] = {"rule": to_json(corpus.split), "splits": entry, "left_out": left_out}
         for split, facts in entry.items():
-            say(
-                f"{corpus.name} {split}: {facts['documents']:,} documents, {facts['tokens']:,} tokens, {facts['bytes']:,} bytes"
-            )
+            say(f"{corpus.name} {split}: {facts['documents']:,} documents, {facts['tokens']:,} tokens, {facts['bytes']:,} bytes")
     write_json(folder / "tokenizer.json", tokenizer.to_json())
     for path in folder.rglob("*"):
         if path.is_file():
@@ -273,9 +267,7 @@ def _decode(folder: Path, split: str, facts: dict[str, Any], dtype: str) -> None
                     lengths.append(length)
     digest.update(np.array(lengths, np.int64))
     if digest.hexdigest() != facts["sha256"]:
-        raise StorageError(
-            f"{folder} ({split}) is corrupt: its tokens do not match their SHA-256; delete it, it is made again"
-        )
+        raise StorageError(f"{folder} ({split}) is corrupt: its tokens do not match their SHA-256; delete it, it is made again")
     np.cumsum([0, *lengths], dtype=np.int64).tofile(temporary / "offsets")
     write_json(temporary / "names.json", names)
     final = folder / "view" / split

@@ -99,9 +99,7 @@ def generate(
 
 def _check(graph: nnx.GraphDef, params: Params, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
     if not prompts or any(len(prompt) == 0 for prompt in prompts):
-        raise ConfigError(
-            "a prompt is empty; give at least one token (the end-of-document token starts a new document)"
-        )
+        raise ConfigError("a prompt is empty; give at least one token (the end-of-document token starts a new document)")
     if max_tokens < 1:
         raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
     config = nnx.merge(graph, params).config

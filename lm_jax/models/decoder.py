@@ -135,9 +135,7 @@ class Decoder(nnx.Module):
         limit = jnp.int32(length if context is None else context)
         return DecodeState(caches, CacheInfo(jnp.int32(0), segments, limit))
 
-    def decode(
-        self, tokens_BT: Array, state: DecodeState, weights_BT: Array | None = None
-    ) -> tuple[Array, DecodeState]:
+    def decode(self, tokens_BT: Array, state: DecodeState, weights_BT: Array | None = None) -> tuple[Array, DecodeState]:
         """float32 logits [B, T, V] of the next T tokens of each row, and the state with them added.
 
         `weights_BT` is 0 at padding (which must stand at the left of a row), 1 elsewhere; None: no padding.

@@ -50,7 +50,7 @@ class AttentionConfig(Config):
 
     | field | what | source |
     |---|---|---|
-    | num_kv_heads | key-value heads shared by groups of query heads; None: as many as query heads | Ainslie et al. 2023, arXiv:2305.13245 |
+    | num_kv_heads | key-value heads shared by groups of query heads; None: as many as query heads | arXiv:2305.13245 |
     | head_dim | None: width / num_heads | |
     | rotary | rotary positions; None: no positions in attention | arXiv:2104.09864 |
     | qk_norm | a norm of every query and key head before the rotation | Dehghani et al. 2023, arXiv:2302.05442 |
@@ -90,7 +90,7 @@ class AttentionConfig(Config):
         if self.head_dim is not None:
             return self.head_dim
         if width % self.num_heads:
-            near = [h for h in range(self.num_heads, 0, -1) if width % h == 0][0]
+            near = next(h for h in range(self.num_heads, 0, -1) if width % h == 0)
             raise ConfigError(
                 f"width={width} is not divisible by num_heads={self.num_heads}; "
                 f"take a divisor of {width} (such as {near}) or set head_dim"

@@ -71,8 +71,7 @@ def token_sums(model: Decoder, hidden_BTD: Array, batch: Batch, chunks: int) -> 
 
     def body(total, start):
         cut = [
-            jax.lax.dynamic_slice_in_dim(x, start, T // chunks, axis=1)
-            for x in (hidden_BTD, batch["targets"], batch["weights"])
+            jax.lax.dynamic_slice_in_dim(x, start, T // chunks, axis=1) for x in (hidden_BTD, batch["targets"], batch["weights"])
         ]
         return jax.tree.map(jnp.add, total, sums(*cut)), None
 

@@ -61,9 +61,7 @@ class Adafactor(OptimizerConfig):
             assert params is not None
             count = state.count + 1
             decay = 1 - count.astype(jnp.float32) ** -self.decay_exponent
-            results = map_axes(
-                lambda names, *leaves: self._direction(*leaves, names, decay), axes, grads, state.moments, params
-            )
+            results = map_axes(lambda names, *leaves: self._direction(*leaves, names, decay), axes, grads, state.moments, params)
             directions, moments = (map_axes(lambda _, r, i=i: r[i], axes, results) for i in (0, 1))
             return directions, AdafactorState(count, moments)
 
@@ -86,9 +84,7 @@ class Adafactor(OptimizerConfig):
             "columns": jnp.mean(square, rows, keepdims=True),
         }
 
-    def _direction(
-        self, g: Array, moments: dict[str, Array], p: Array, axes: Axes, decay: Array
-    ) -> tuple[Array, dict[str, Array]]:
+    def _direction(self, g: Array, moments: dict[str, Array], p: Array, axes: Axes, decay: Array) -> tuple[Array, dict[str, Array]]:
         fresh = self._second_moments(g, axes)
         new = {name: decay * moments[name] + (1 - decay) * v for name, v in fresh.items()}
         within = tuple(range(num_batch(axes), g.ndim))  # every layer has statistics of its own

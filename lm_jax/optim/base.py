@@ -94,9 +94,7 @@ def check_decay_rates(config: Config, *names: str) -> None:
             raise ConfigError(f"{name}={value} must be in [0, 1)")
 
 
-def from_optax(
-    transform: optax.GradientTransformation, momentum_dtype: str = "float32"
-) -> optax.GradientTransformation:
+def from_optax(transform: optax.GradientTransformation, momentum_dtype: str = "float32") -> optax.GradientTransformation:
     """optax's `transform` under strict dtype rules, the momentum `mu` of its state stored as `momentum_dtype`.
 
     optax promotes implicitly (b1 ** count, and with its own `mu_dtype` b1 * mu is rounded to that dtype).

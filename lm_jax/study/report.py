@@ -150,9 +150,7 @@ def _samples(rows: list[Row]) -> list[dict[str, Any]]:
     by_step: dict[int, list[dict[str, str]]] = {}
     for row in rows:
         known = ("step", "attempt", "prompt", "text")
-        note = ", ".join(
-            f"{key.replace('_', ' ')} {value}" for key, value in row.items() if key not in known and value is not None
-        )
+        note = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in row.items() if key not in known and value is not None)
         item = {"prompt": shown(row["prompt"]), "text": shown(row["text"]), "note": shown(note)}
         by_step.setdefault(row["step"], []).append(item)
     groups = [{"step": step, "items": items} for step, items in by_step.items()]

@@ -42,8 +42,7 @@ def summary(rows: list[Row], history: list[Row], config: Any) -> str:
     skips = sum(row["kind"] == "event" and row["event"] == "skip" for row in rows)
     cards += [("skipped updates", str(skips), "not finite")] if skips else []
     html = "".join(
-        f"<div><dt>{safe(label)}</dt><dd>{safe(value)}<small>{safe(note)}</small></dd></div>"
-        for label, value, note in cards
+        f"<div><dt>{safe(label)}</dt><dd>{safe(value)}<small>{safe(note)}</small></dd></div>" for label, value, note in cards
     )
     return f'<dl class="cards">{html}</dl>\n' if cards else ""
 
@@ -167,9 +166,7 @@ def _join(path: str, key: str, is_index: bool) -> str:
 
 def details(title: str, body: str, *, opened: bool) -> str:
     """A section that can be folded."""
-    return (
-        f"<section><details{' open' if opened else ''}><summary><h2>{title}</h2></summary>{body}</details></section>\n"
-    )
+    return f"<section><details{' open' if opened else ''}><summary><h2>{title}</h2></summary>{body}</details></section>\n"
 
 
 def when(time: Any) -> str:

@@ -28,9 +28,7 @@ class RunLock:
         try:
             file = open(self._path, "a+")
         except OSError as error:
-            raise StorageError(
-                f"{self._path.parent} cannot be written ({error.strerror}); take another --workdir"
-            ) from error
+            raise StorageError(f"{self._path.parent} cannot be written ({error.strerror}); take another --workdir") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

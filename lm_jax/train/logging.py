@@ -33,9 +33,7 @@ class MetricsLog:
     Raises (every method): StorageError when a file cannot be written. Trouble with the console is an event, no error.
     """
 
-    def __init__(
-        self, workdir: Path, attempt: int, total_steps: int, *, enabled: bool = True, stream: TextIO | None = None
-    ):
+    def __init__(self, workdir: Path, attempt: int, total_steps: int, *, enabled: bool = True, stream: TextIO | None = None):
         self._enabled, self._attempt = enabled, attempt
         self._lock = threading.RLock()
         if not enabled:
@@ -88,9 +86,7 @@ class MetricsLog:
             step = self._step if step is None else step
             if event in ("start", "resume"):
                 self._rewind(step)
-            self._metrics.write_row(
-                self._row("event", step, {"event": event, "message": message, "time": _now(), **fields})
-            )
+            self._metrics.write_row(self._row("event", step, {"event": event, "message": message, "time": _now(), **fields}))
             if event in ("start", "resume"):
                 self._tensorboard.forget_after(step)
             self._say(f"{event}: {message}", "dim")

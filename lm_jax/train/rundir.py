@@ -58,8 +58,7 @@ def claim_config(workdir: Path, config: Config) -> None:
         write_json(path, to_json(config))
     else:
         raise ConfigError(
-            f"{workdir} belongs to a run with another config; take another --workdir. Different: "
-            + "; ".join(differing)
+            f"{workdir} belongs to a run with another config; take another --workdir. Different: " + "; ".join(differing)
         )
 
 

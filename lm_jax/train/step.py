@@ -86,9 +86,7 @@ def train_step(
     ema = state.ema
     if ema is not None and config.ema_decay is not None:
         ema = update_ema(ema, params, config.ema_decay, state.step)
-    new = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (params, opt, ema), (state.params, state.opt, state.ema)
-    )
+    new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, opt, ema), (state.params, state.opt, state.ema))
     metrics = {name: term.value for name, term in terms.items()} | {
         "grad_norm": grad_norm,
         "learning_rate": jnp.asarray(optimizer.learning_rate(state.step), jnp.float32),
@@ -118,9 +116,7 @@ def gradients(
             return jax.tree.map(jnp.add, carry, grad(params, *xs)), None
 
         xs = (jax.tree.map(lambda x: _micro_batches(x, accumulate), batch), jax.random.split(key, accumulate))
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros_like(x), jax.eval_shape(grad, params, *jax.tree.map(lambda x: x[0], xs))
-        )
+        zeros = jax.tree.map(lambda x: jnp.zeros_like(x), jax.eval_shape(grad, params, *jax.tree.map(lambda x: x[0], xs)))
         (grads, terms), _ = jax.lax.scan(body, zeros, xs)
     scale = 1 / jnp.maximum(terms["loss"].count, 1e-30)
     return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), terms

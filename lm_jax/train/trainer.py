@@ -230,14 +230,11 @@ class Trainer:
         return row
 
     def _report_skip(self, step: int, row: dict[str, float], norms: Params) -> None:
-        by_layer = {
-            "/".join(map(str, path)): np.asarray(value).tolist() for path, value in _paths(jax.device_get(norms))
-        }
+        by_layer = {"/".join(map(str, path)): np.asarray(value).tolist() for path, value in _paths(jax.device_get(norms))}
         self.log.event(
             step,
             "skip",
-            f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}; the update was skipped "
-            f"({self._skips} in a row)",
+            f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}; the update was skipped ({self._skips} in a row)",
             documents=self.documents(step - 1),
             gradient_norms=by_layer,
         )

@@ -3,13 +3,13 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lm_jax.data.tokenizers import Characters
 
 from lm_jax.core.errors import DataError
 from lm_jax.data.audit import audit, audit_eval, audit_train, escape, show
 from lm_jax.data.loader import EvalBatches, Source
 from lm_jax.data.packing import PackedRows, Packing, StreamRows
 from lm_jax.data.text import PreparedText, TextData
+from lm_jax.data.tokenizers import Characters
 from tests.data.token_stores import make_store
 
 
@@ -39,9 +39,7 @@ def test_every_token_of_every_split_is_accounted_for():
         "5 rows, 97.50% full, padding 1"
     )
     assert lines[2] == "a validation: 2 documents, 30 tokens = 30 evaluated; 4 rows, 93.75% full, padding 2"
-    assert lines[4] == (
-        "a: read 226 tokens = 39 trained on + 157 cropped (document longer than a row) + 30 held out (validation)"
-    )
+    assert lines[4] == ("a: read 226 tokens = 39 trained on + 157 cropped (document longer than a row) + 30 held out (validation)")
 
 
 @settings(max_examples=200, deadline=None)
@@ -152,8 +150,7 @@ def test_show_prints_the_text_of_each_document(packing):
     loader = prepared.train_loader()
     batch = loader(17)
     expected = [
-        escape(Letters().decode(row[weights == 1]))
-        for row, weights in zip(batch["targets"], batch["weights"], strict=True)
+        escape(Letters().decode(row[weights == 1])) for row, weights in zip(batch["targets"], batch["weights"], strict=True)
     ]
     texts = "\n".join(lines).split("\nrow ")[1:]
     for text, row in zip(texts, expected, strict=True):

@@ -82,9 +82,7 @@ def test_invalid_utf8_is_named_by_file_and_byte_or_replaced_on_request(tmp_path)
     with pytest.raises(DataError, match=r"x.txt is not valid UTF-8 at byte 3 \(ff fe 64 65\)"):
         read(TextFiles(paths=(str(tmp_path),)))
     counts = Counts()
-    assert (
-        read(TextFiles(paths=(str(tmp_path),), encoding_errors="replace"), counts)[0][1] == "abc\ufffd\ufffddef\ufffd"
-    )
+    assert read(TextFiles(paths=(str(tmp_path),), encoding_errors="replace"), counts)[0][1] == "abc\ufffd\ufffddef\ufffd"
     assert counts == {"invalid bytes replaced": 3}
     with pytest.raises(ConfigError, match="did you mean 'replace'"):
         validate_tree(TextFiles(paths=("x",), encoding_errors="replaced"))

@@ -41,10 +41,10 @@ def test_a_list_of_files(tmp_path):
     path = tmp_path / "splits.json"
     path.write_text(json.dumps({"train": ["d0.txt"], "test": ["d1.txt"]}))
     assert [s for s, _ in ListedSplit(path=str(path)).assign(DOCUMENTS[:2])] == ["train", "test"]
-    with pytest.raises(DataError, match="does not say in which split d2.txt is"):
+    with pytest.raises(DataError, match=r"does not say in which split d2\.txt is"):
         list(ListedSplit(path=str(path)).assign(DOCUMENTS[:3]))
     path.write_text(json.dumps({"train": ["d0.txt"], "test": ["d0.txt"]}))
-    with pytest.raises(DataError, match="d0.txt is both in train and in test"):
+    with pytest.raises(DataError, match=r"d0\.txt is both in train and in test"):
         list(ListedSplit(path=str(path)).assign(DOCUMENTS[:1]))
     path.write_text(json.dumps({"dev": ["d0.txt"]}))
     with pytest.raises(DataError, match="'dev' is not one of train, validation, test"):

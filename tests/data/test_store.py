@@ -83,9 +83,7 @@ def test_any_number_of_processes_gives_the_same_store(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "_CHUNK", 200)
     source = corpus(tmp_path / "t", [f"document {i} " * 20 for i in range(40)], split=HashSplit(validation=0.1))
     marks = {
-        n: prepare([source], Words(min_count=1), tmp_path / f"cache{n}", num_workers=n)
-        .corpora["c"]["train"]
-        .fingerprint
+        n: prepare([source], Words(min_count=1), tmp_path / f"cache{n}", num_workers=n).corpora["c"]["train"].fingerprint
         for n in (1, 2, 3)
     }
     assert len(set(marks.values())) == 1
@@ -116,11 +114,7 @@ def test_a_damaged_view_is_made_again_and_a_damaged_store_is_named(tmp_path):
     shard.write_bytes(data)
     with pytest.raises(Exception) as error:
         prepare([source], Bytes(), tmp_path / "cache")
-    assert (
-        isinstance(error.value, StorageError)
-        or "record" in str(error.value).lower()
-        or "hash" in str(error.value).lower()
-    )
+    assert isinstance(error.value, StorageError) or "record" in str(error.value).lower() or "hash" in str(error.value).lower()
 
 
 def test_empty_and_unknown_text_is_named(tmp_path):

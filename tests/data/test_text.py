@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lm_jax.data.sources import TextFiles
-from lm_jax.data.store import Corpus
-from lm_jax.data.tokenizers import Characters
 
 from lm_jax.core.config import from_json, to_json, validate_tree
 from lm_jax.core.errors import ConfigError, DataError
 from lm_jax.data.mixture import Stage
 from lm_jax.data.packing import Packing
+from lm_jax.data.sources import TextFiles
+from lm_jax.data.store import Corpus
 from lm_jax.data.text import PreparedText, TextData
+from lm_jax.data.tokenizers import Characters
 from tests.data.token_stores import make_store
 
 

@@ -97,7 +97,7 @@ def test_a_tokenizer_file(tmp_path):
     with pytest.raises(DataError, match="has no token '</s>'"):
         TokenizerFile(path=str(path), eos="</s>").train([])
     path.write_text('{"model": 3}')
-    with pytest.raises(DataError, match="is not a tokenizer.json"):
+    with pytest.raises(DataError, match=r"is not a tokenizer\.json"):
         TokenizerFile(path=str(path)).train([])
 
 

@@ -1,6 +1,7 @@
 """Small token stores for tests, held in memory."""
 
 import numpy as np
+
 from lm_jax.data.store import TokenStore
 
 EOS = 0

@@ -32,10 +32,7 @@ def test_equals_a_bigram_model_computed_by_hand():
     stream = np.concatenate([text, np.zeros(16 * 16 - len(text), int)]).astype(np.int32)
     tokens = np.concatenate([[0], stream[:-1]]).astype(np.int32).reshape(2, 8, 16)
     weights = (np.arange(256) < len(text)).astype(np.float32).reshape(2, 8, 16)
-    batches = [
-        {"tokens": t, "targets": y, "weights": w}
-        for t, y, w in zip(tokens, stream.reshape(2, 8, 16), weights, strict=True)
-    ]
+    batches = [{"tokens": t, "targets": y, "weights": w} for t, y, w in zip(tokens, stream.reshape(2, 8, 16), weights, strict=True)]
     log_probs = table - np.log(np.exp(table).sum(-1, keepdims=True))
     before = np.concatenate([[0], text[:-1]])
     nats = -log_probs[before, text].sum()

@@ -24,9 +24,7 @@ def test_clipping_keeps_dtypes_and_zero_gradients():
 
 
 def test_gradients_within_the_limit_are_unchanged_bit_by_bit():
-    jax.tree.map(
-        np.testing.assert_array_equal, clip_by_norm(draw(0, axes=SMALL), jnp.float32(0.7), 1.0), draw(0, axes=SMALL)
-    )
+    jax.tree.map(np.testing.assert_array_equal, clip_by_norm(draw(0, axes=SMALL), jnp.float32(0.7), 1.0), draw(0, axes=SMALL))
 
 
 def test_ema_against_the_recurrence():

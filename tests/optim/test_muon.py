@@ -42,9 +42,7 @@ def test_equals_the_iteration_in_float64_and_in_optax(shape):
     x = random(*shape)
     y = orthogonalise(jnp.asarray(x))
     np.testing.assert_allclose(y, newton_schulz(x.astype(np.float64)), atol=1e-5)
-    peer = optax.contrib.scale_by_muon(
-        beta=0.0, nesterov=False, weight_dimension_numbers=optax.contrib.MuonDimensionNumbers()
-    )
+    peer = optax.contrib.scale_by_muon(beta=0.0, nesterov=False, weight_dimension_numbers=optax.contrib.MuonDimensionNumbers())
     with jax.numpy_dtype_promotion("standard"):
         expected, _ = peer.update(jnp.asarray(x), peer.init(jnp.asarray(x)))
     np.testing.assert_allclose(y, expected, atol=1e-5)

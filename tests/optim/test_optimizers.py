@@ -74,9 +74,7 @@ def test_muon(nesterov, scale):
             return reference.muon(p, grads, rates, decay, *where, nesterov=nesterov, scale=scale)
         return reference.adamw(p, grads, [rate / 2 for rate in rates], decay)
 
-    config = Muon(
-        learning_rate=0.02, adam_learning_rate=0.01, weight_decay=0.5, schedule=SCHEDULE, nesterov=nesterov, scale=scale
-    )
+    config = Muon(learning_rate=0.02, adam_learning_rate=0.01, weight_decay=0.5, schedule=SCHEDULE, nesterov=nesterov, scale=scale)
     check(config, expect, tolerance=2e-5)
 
 
@@ -94,9 +92,7 @@ def test_adafactor(momentum, scale_by_parameter):
         layer = shapes.get(path, p.shape[len(batch) :])
         split = [x.reshape(-1, *layer) for x in (p, *grads)]
         each = [
-            reference.adafactor(
-                p, grads, rates, decay, path in factored, momentum=momentum, scale_by_parameter=scale_by_parameter
-            )
+            reference.adafactor(p, grads, rates, decay, path in factored, momentum=momentum, scale_by_parameter=scale_by_parameter)
             for p, *grads in zip(*split, strict=True)
         ]
         return np.stack(each).reshape(p.shape)
@@ -137,9 +133,7 @@ def test_bfloat16_parameters_follow_the_float32_update(config):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), state, expected_state)
 
 
-@pytest.mark.parametrize(
-    "config,decay", [(AdamW(momentum_dtype="bfloat16"), 0.9), (Lion(momentum_dtype="bfloat16"), 0.99)]
-)
+@pytest.mark.parametrize("config,decay", [(AdamW(momentum_dtype="bfloat16"), 0.9), (Lion(momentum_dtype="bfloat16"), 0.99)])
 def test_the_momentum_may_be_stored_as_bfloat16(config, decay):
     start, grads = draw(0, axes=SMALL), [draw(seed, 0.01, SMALL) for seed in range(NUM_STEPS)]
     params, state = train(config, start, grads, SMALL)

@@ -249,9 +249,7 @@ def test_a_long_run_makes_a_small_page(tmp_path):
     rng = random.Random(0)
     names = [f"term_{i}" for i in range(30)]
     rows = [train_row(s, **{name: rng.random() for name in names}) for s in range(1, 12_001)]
-    rows += [eval_row(s, 1 / s) for s in range(1, 3000)] + [
-        event_row(s, "checkpoint", "x" * 300) for s in range(1, 3000)
-    ]
+    rows += [eval_row(s, 1 / s) for s in range(1, 3000)] + [event_row(s, "checkpoint", "x" * 300) for s in range(1, 3000)]
     samples = [{"step": s, "prompt": "", "text": "text\n" * 300} for s in range(1, 2000)]
     path = write_report(write_run(tmp_path, rows, samples))
     assert path.stat().st_size < 2_000_000

@@ -84,9 +84,7 @@ def test_restores_onto_any_mesh(tmp_path):
 
     def on(mesh, state):
         def place(x):
-            return jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=NamedSharding(mesh, spec if x.ndim == 2 else PartitionSpec())
-            )
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec if x.ndim == 2 else PartitionSpec()))
 
         return jax.tree.map(place, state)
 
@@ -194,9 +192,7 @@ def test_other_formats_and_missing_steps_are_named(tmp_path):
 
 def test_a_state_that_is_not_finite_is_refused(tmp_path):
     checkpoints = saved(tmp_path)
-    with pytest.raises(
-        StorageError, match="step 3 was not saved: params/w is not finite; the last good checkpoint is step 2"
-    ):
+    with pytest.raises(StorageError, match="step 3 was not saved: params/w is not finite; the last good checkpoint is step 2"):
         checkpoints.save(3, make_state(3, scale=np.nan), {}, {})
     assert checkpoints.steps() == [1, 2]
 
@@ -287,7 +283,10 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_good_checkpoint(tmp_path, point)
 
 
 def test_a_second_run_is_refused_by_name_and_a_dead_holder_is_not_waited_for(tmp_path):
-    hold = f"from pathlib import Path; from lm_jax.train.lock import RunLock\nwith RunLock(Path({str(tmp_path)!r})): print('held', flush=True); input()"
+    hold = (
+        "from pathlib import Path; from lm_jax.train.lock import RunLock\n"
+        f"with RunLock(Path({str(tmp_path)!r})): print('held', flush=True); input()"
+    )
     holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(StorageError, match=rf'in use by another run \(.*"pid": {holder.pid}'):

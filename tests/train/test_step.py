@@ -17,9 +17,10 @@ from lm_jax.train.step import StepConfig, init_state, train_step
 from tests.models_for_tests import batch, llama
 
 KEY = jax.random.key(0)
+PLAIN, ADAMW, LLAMA = StepConfig(), AdamW(learning_rate=1e-2), llama()
 
 
-def setup(config=StepConfig(), optimizer=AdamW(learning_rate=1e-2), model=llama()):
+def setup(config=PLAIN, optimizer=ADAMW, model=LLAMA):
     """(state, jitted step) of a small model."""
     built = jax.jit(model.build)(KEY)
     graph, params = split(built)
