@@ -1,6 +1,7 @@
 """The command line: `lm-jax COMMAND ...`. Commands import what they need when they run, so that --help is immediate."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -77,14 +78,19 @@ def _train(options: argparse.Namespace, configs: list[str]) -> int:
 
     experiment = load_experiment(configs)
     _quiet()
-    from lm_jax import run
+    import jax
 
+    from lm_jax import run
+    from lm_jax.core import distributed
+
+    distributed.join()
     try:
         code = run.train(experiment, options.workdir)
     except NotFiniteError as error:
         print(f"lm-jax: {error}", file=sys.stderr)
         return 70
-    print(f"run page: {(options.workdir / 'report.html').resolve()}")
+    if jax.process_index() == 0:
+        print(f"run page: {(options.workdir / 'report.html').resolve()}")
     return code
 
 
@@ -175,8 +181,11 @@ def _no_config(configs: list[str]) -> None:
 
 
 def _quiet() -> None:
-    """Keeps the messages of XLA's C++ side below errors off the terminal, unless the user asked for them."""
+    """Keeps XLA's messages below errors off the terminal (unless the user asked for them), and the tracebacks that Orbax logs of
+    failures which we report in one line."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A whole run, put together: from an experiment to training, evaluation and generation in a run directory."""
 
+import contextlib
 import dataclasses
 import functools
 import zlib
@@ -21,7 +22,7 @@ from lm_jax.core.hardware import peak_flops
 from lm_jax.core.param import Params, logical_axes, split
 from lm_jax.core.sharding import Layout, check_divisible, shard_batch, use_mesh
 from lm_jax.core.types import Batch
-from lm_jax.data.loader import Prefetcher
+from lm_jax.data.loader import Loader, Prefetcher
 from lm_jax.data.text import PreparedText
 from lm_jax.data.tokenizers import Tokenizer
 from lm_jax.evals.perplexity import PerplexityConfig, perplexity
@@ -127,7 +128,8 @@ def checksum(batch: Batch) -> int:
 
 
 def prepare(experiment: Experiment) -> PreparedText:
-    """The experiment's data, tokenised now where the cache lacks it. Raises `ConfigError` when the model has too few tokens."""
+    """The experiment's data, tokenised now where the cache lacks it. Raises `ConfigError` when the model has too few
+    tokens, `DataError` when a split of an eval is not there."""
     say = print if jax.process_index() == 0 else None
     data = experiment.data.prepare(progress=say)
     tokenizer = data.tokenizer
@@ -136,6 +138,8 @@ def prepare(experiment: Experiment) -> PreparedText:
             f"model.vocab_size={experiment.model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; "
             f"set --config.model.vocab_size={tokenizer.vocab_size} or more"
         )
+    for config in experiment.evals:
+        data.sources(config.split)  # raises where there is none
     return data
 
 
@@ -150,21 +154,29 @@ def train(experiment: Experiment, workdir: Path) -> int:
         parts = build(experiment)
         check_mesh(experiment, parts, mesh)
         data = prepare(experiment)
+        loader = data.train_loader(jax.process_index(), jax.process_count())
         claim_config(workdir, experiment)
         try:
-            return _train(experiment, workdir, mesh, parts, data)
-        finally:
-            if jax.process_index() == 0:
-                write_report(workdir)
+            code = _train(experiment, workdir, mesh, parts, data, loader)
+        except BaseException:
+            with contextlib.suppress(StorageError):  # the first error is the one to hear of
+                _report(workdir)
+            raise
+        _report(workdir)
+        return code
 
 
-def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data: PreparedText) -> int:
+def _report(workdir: Path) -> None:
+    if jax.process_index() == 0:
+        write_report(workdir)
+
+
+def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data: PreparedText, loader: Loader) -> int:
     past = read_metrics(workdir)
     attempt = 1 + max((row["attempt"] for row in past), default=-1)
     software = versions()
     write_json(workdir / "versions.json", software)
     init_key, dropout_key = keys(experiment)
-    loader = data.train_loader(jax.process_index(), jax.process_count())
     with (
         MetricsLog(workdir, attempt, experiment.train.num_steps, enabled=jax.process_index() == 0) as log,
         Checkpoints(
@@ -181,7 +193,7 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             "versions": software,
             "mesh": dict(mesh.shape),
         }
-        if checkpoints.latest() is None:
+        if not checkpoints.steps():
             state = jax.jit(functools.partial(initial_state, experiment, parts))(init_key)
             progress: dict[str, Any] = {}
             message = f"{parts.num_params:,} parameters on {mesh.size} x {software['device_kind']}"
@@ -322,6 +334,7 @@ def continuations(
         stop_tokens=(tokenizer.eos,),
         context=experiment.data.length,
         num_samples=num_samples,
+        num_tokens=tokenizer.vocab_size,
     )
     return [[tokenizer.decode(np.array(tokens)) for tokens in samples] for samples in new]
 

@@ -16,7 +16,7 @@ from lm_jax.nn.positions import PositionTableConfig, RotaryConfig
 from lm_jax.nn.stack import StackConfig
 
 VOCAB = 40
-LOUD = Init(weights="fan_in", outputs="same", embedding_std=1.0)  # so that every part matters in the output
+LOUD = Init(weights="fan_in", outputs="same", embedding_std=1.0)  # every part matters in the output; copied, as configs can change
 
 
 def llama(**model) -> DecoderConfig:
@@ -25,7 +25,9 @@ def llama(**model) -> DecoderConfig:
         mixer=AttentionConfig(num_heads=4, num_kv_heads=2, rotary=RotaryConfig(), qk_norm=NormConfig()),
         feed_forward=MLPConfig(hidden=48, activation="silu", gated=True),
     )
-    config = DecoderConfig(vocab_size=VOCAB, width=32, init=LOUD, stack=StackConfig(pattern=(block,), repeats=3))
+    config = DecoderConfig(
+        vocab_size=VOCAB, width=32, init=dataclasses.replace(LOUD), stack=StackConfig(pattern=(block,), repeats=3)
+    )
     return dataclasses.replace(config, **model)
 
 
@@ -40,7 +42,7 @@ def gpt2(length: int = 16, **model) -> DecoderConfig:
     config = DecoderConfig(
         vocab_size=VOCAB,
         width=32,
-        init=LOUD,
+        init=dataclasses.replace(LOUD),
         embedding=EmbeddingConfig(positions=PositionTableConfig(length=length)),
         stack=StackConfig(pattern=(block,), repeats=2, final_norm=norm),
     )
@@ -63,7 +65,7 @@ def odd() -> DecoderConfig:
     return DecoderConfig(
         vocab_size=VOCAB,
         width=32,
-        init=LOUD,
+        init=dataclasses.replace(LOUD),
         embedding=EmbeddingConfig(positions=PositionTableConfig(kind="sinusoidal", length=64), scale=2.0, norm=NormConfig()),
         stack=StackConfig(pattern=(window, post), repeats=2, remat="full"),
         head=HeadConfig(tied=False, bias=True, soft_cap=15.0),

@@ -14,7 +14,7 @@ from lm_jax.core.types import Array
 from lm_jax.infer.sampling import SamplingConfig
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "sampling_fields", "max_tokens", "context"))
+@functools.partial(jax.jit, static_argnames=("graph", "sampling_fields", "max_tokens", "context", "num_tokens"))
 def _generate(
     params: Params,
     prompts_BP: Array,
@@ -26,6 +26,7 @@ def _generate(
     sampling_fields: tuple,
     max_tokens: int,
     context: int | None,
+    num_tokens: int | None,
 ) -> Array:
     sampling = SamplingConfig(**dict(sampling_fields))
     model = nnx.merge(graph, params)
@@ -34,6 +35,8 @@ def _generate(
 
     def body(carry):
         i, logits_BV, cache, tokens_BM, done_B = carry
+        if num_tokens is not None:
+            logits_BV = jnp.where(jnp.arange(logits_BV.shape[1]) < num_tokens, logits_BV, -jnp.inf)
         new_B = jnp.where(done_B, -1, sampling.sample(jax.random.fold_in(key, i), logits_BV))
         tokens_BM = tokens_BM.at[:, i].set(new_B)
         done_B = done_B | jnp.any(new_B[:, None] == stop_tokens[None, :], axis=1)
@@ -61,6 +64,7 @@ def generate(
     stop_tokens: Sequence[int] = (),
     context: int | None = None,
     num_samples: int = 1,
+    num_tokens: int | None = None,
 ) -> list[list[list[int]]]:
     """Continues every prompt `num_samples` times by up to `max_tokens` tokens.
 
@@ -70,6 +74,7 @@ def generate(
       seed: the same seed gives the same tokens.
       stop_tokens: a sample ends after the first of these, which is not returned.
       context: how many tokens back a query sees; set it to the length of the training rows to go beyond that length.
+      num_tokens: ids from this one on are never drawn: they pad the vocabulary beyond that of the tokenizer.
 
     Returns:
       For each prompt, for each sample, the new token ids.
@@ -92,6 +97,7 @@ def generate(
         sampling_fields=tuple(sorted(vars(sampling).items())),
         max_tokens=max_tokens,
         context=context,
+        num_tokens=num_tokens,
     )
     new = [[int(t) for t in row if t >= 0 and t not in stop_tokens] for row in np.asarray(tokens)]
     return [new[i : i + num_samples] for i in range(0, len(new), num_samples)]

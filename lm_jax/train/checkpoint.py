@@ -8,6 +8,7 @@ What is not renamed does not exist; what does not match its manifest is named an
 import concurrent.futures
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -246,11 +247,17 @@ class Checkpoints:
             raise self._failed(step, error) from error
 
     def _failed(self, step: int, error: Exception) -> StorageError:
-        return StorageError(f"step {step} could not be saved: {str(error).splitlines()[0]}; {self._last_good()}")
+        return StorageError(f"step {step} could not be saved in {self._folder}: {_reason(error)}; {self._last_good()}")
 
     def _last_good(self) -> str:
         step = self.latest()
         return "there is no checkpoint yet" if step is None else f"the last good checkpoint is step {step}"
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system said, where TensorStore wraps it in the path of every layer; else the first line."""
+    match = re.search(r"([^:]+) \[os_error_code", str(error))
+    return match[1].strip() if match else str(error).splitlines()[0]
 
 
 def _barrier(name: str) -> None:

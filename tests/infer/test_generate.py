@@ -10,7 +10,7 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import split
 from lm_jax.infer.generate import generate
 from lm_jax.infer.sampling import SamplingConfig
-from tests.models_for_tests import MODELS, VOCAB, gpt2, llama, logits
+from tests.models_for_tests import MODELS, VOCAB, gpt2, llama
 
 GREEDY = SamplingConfig(temperature=0.0)
 
@@ -20,11 +20,11 @@ def model():
     return llama().build(jax.random.key(0))
 
 
-def greedy_by_full_forward(model, prompt, count):
+def greedy_by_full_forward(forward, prompt, count):
     tokens = list(prompt)
     for _ in range(count):
-        padded = np.array([tokens + [0] * (len(prompt) + count - len(tokens))], np.int32)  # causal: the rest is unseen
-        tokens.append(int(logits(model, padded)[0, len(tokens) - 1].argmax()))
+        padded = np.array([tokens + [0] * (16 - len(tokens))], np.int32)  # causal: the rest is unseen
+        tokens.append(int(forward({"tokens": padded})[0, len(tokens) - 1].argmax()))
     return tokens[len(prompt) :]
 
 
@@ -33,7 +33,8 @@ def test_greedy_equals_repeated_forward_passes(name):
     model = MODELS[name].build(jax.random.key(1))
     prompts = [[3, 1, 4, 1, 5], [9], [2, 6]]  # lengths differ: left padding
     got = generate(*split(model), prompts, max_tokens=6, sampling=GREEDY)
-    assert [samples[0] for samples in got] == [greedy_by_full_forward(model, p, 6) for p in prompts]
+    forward = jax.jit(lambda batch: model.logits(model(batch).hidden))
+    assert [samples[0] for samples in got] == [greedy_by_full_forward(forward, p, 6) for p in prompts]
 
 
 def test_seed_decides_and_samples_differ(model):
@@ -50,6 +51,13 @@ def test_stops_after_a_stop_token(model):
     stop = free[4]
     cut = generate(*split(model), [[3, 1, 4]], max_tokens=8, sampling=GREEDY, stop_tokens=[stop])[0][0]
     assert cut == free[: free.index(stop)]
+
+
+def test_tokens_that_pad_the_vocabulary_are_never_drawn(model):
+    hot = SamplingConfig(temperature=50.0)
+    drawn = [generate(*split(model), [[1]], max_tokens=60, sampling=hot, num_tokens=n)[0][0] for n in (None, 7)]
+    assert max(drawn[0]) > 30 and set(drawn[1]) == set(range(7))
+    assert generate(*split(model), [[1]], max_tokens=3, sampling=GREEDY, num_tokens=1)[0][0] == [0, 0, 0]
 
 
 def test_goes_past_the_training_length_with_a_context(model):

@@ -223,7 +223,7 @@ def test_a_failed_save_is_reported_at_the_next_poll(tmp_path, monkeypatch):
     checkpoints = saved(tmp_path)
     monkeypatch.setenv("LM_JAX_FAULT", "checkpoint.recorded:enospc")
     checkpoints.save(3, make_state(3), {}, {})
-    message = "step 3 could not be saved: .*No space left on device; the last good checkpoint is step 2"
+    message = "step 3 could not be saved in .*No space left on device; the last good checkpoint is step 2"
     with pytest.raises(StorageError, match=message):
         checkpoints.wait()
     monkeypatch.delenv("LM_JAX_FAULT")
