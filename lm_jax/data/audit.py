@@ -48,7 +48,7 @@ class Account:
 
 
 def audit(prepared: PreparedText, *, epoch: int = 0) -> list[str]:
-    """One printable line per corpus and split, and one per corpus in total.
+    """One printable line per corpus and split, and one per corpus in total, with what was left out before tokenising.
 
     Raises `DataError` naming the tokens where one is in no row and no setting explains it, or in more than one row.
     """
@@ -70,6 +70,8 @@ def audit(prepared: PreparedText, *, epoch: int = 0) -> list[str]:
         lines.append(f"{name}: read {prepared.num_tokens(name):,} tokens = {parts}")
         if sum(total.values()) != prepared.num_tokens(name):
             raise DataError(f"{lines[-1]}, but these are {sum(total.values()):,}: some tokens are not accounted for")
+        for source, reasons in prepared.record["corpora"][name]["left_out"].items():
+            lines += [f"{name}: while reading the {source} source, {count:,} {reason}" for reason, count in reasons.items()]
     return lines
 
 

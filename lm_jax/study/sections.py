@@ -185,11 +185,11 @@ def is_number(value: Any) -> bool:
 
 
 def number(value: Any) -> str:
-    """About five significant digits; a dash for what is no finite number."""
+    """Counts in full, others to about five significant digits; a dash for what is no finite number."""
     if not is_number(value):
         return "–" if value is None else str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
+    if value == int(value) and (isinstance(value, int) or abs(value) >= 1e5):
+        return f"{int(value):,}"
     return f"{value:#.5g}" if 0.001 <= abs(value) < 1e5 else f"{value:.4g}"
 
 

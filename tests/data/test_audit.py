@@ -29,7 +29,9 @@ def make_prepared(sizes=(30, 7, 90, 14, 55), **settings):
         for i, name in enumerate("ab")
     }
     config = TextData(corpora=(), tokenizer=Characters(), **({"length": 8, "batch_size": 4} | settings))
-    return PreparedText(config, Letters(), corpora, {})
+    left_out = {"a": {}, "b": {"train": {"documents dropped: white space only": 3}}}
+    record = {"corpora": {name: {"left_out": reasons} for name, reasons in left_out.items()}}
+    return PreparedText(config, Letters(), corpora, record)
 
 
 def test_every_token_of_every_split_is_accounted_for():
@@ -40,6 +42,7 @@ def test_every_token_of_every_split_is_accounted_for():
     )
     assert lines[2] == "a validation: 2 documents, 30 tokens = 30 evaluated; 4 rows, 93.75% full, padding 2"
     assert lines[4] == ("a: read 226 tokens = 39 trained on + 157 cropped (document longer than a row) + 30 held out (validation)")
+    assert lines[6] == "b: while reading the train source, 3 documents dropped: white space only"
 
 
 @settings(max_examples=200, deadline=None)
