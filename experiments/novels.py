@@ -3,7 +3,7 @@
     lm-jax train --config=experiments/novels.py --workdir=runs/novels
 
 The text is looked for in ../shared/data/novels (from the checkout), or where LM_JAX_DATA points to a folder that holds
-novels/. A budget of 10 minutes on 2 CPU cores; see experiments/LOG.md for its figure. `:smoke` is a tiny version for tests.
+novels/. On 2 CPU cores: 9 minutes, test 2.19 bits per byte. `:smoke` is a tiny version for tests.
 """
 
 from shared_data import folder
