@@ -49,6 +49,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable]]:
     add("train", _train, "train, or continue a run", config=True, workdir=True)
     sub = add("eval", _eval, "evaluate a checkpoint on the run's evals", workdir=True)
     sub.add_argument("--step", type=int, help="which checkpoint; the newest good one by default")
+    sub.add_argument("--split", help="the split to read instead of the evals of the run's config")
+    sub.add_argument("--stride", type=int, help="a sliding window that moves by so many tokens")
     sub = add("generate", _generate, "continue a prompt", workdir=True)
     sub.add_argument("--step", type=int, help="which checkpoint; the newest good one by default")
     sub.add_argument("--prompt", action="append", help="text to continue; may be repeated; empty: a new document")
@@ -99,7 +101,7 @@ def _eval(options: argparse.Namespace, configs: list[str]) -> int:
     _quiet()
     from lm_jax import run
 
-    for name, scores in run.evaluate(options.workdir, options.step):
+    for name, scores in run.evaluate(options.workdir, options.step, options.split, options.stride):
         print(name, " ".join(f"{key}={value:.6g}" for key, value in scores.items()))
     return 0
 

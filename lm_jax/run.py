@@ -363,15 +363,34 @@ def load(workdir: Path, step: int | None = None) -> Trained:
     return Trained(experiment, step, parts.graph, params, tokenizer)
 
 
-def evaluate(workdir: Path, step: int | None = None) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yields (name, scores) of every eval of the run's config on one of its checkpoints."""
+def evaluate(
+    workdir: Path, step: int | None = None, split: str | None = None, stride: int | None = None
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yields (name, scores) of every eval of the run's config on one of its checkpoints; `split` reads that split instead,
+    `stride` by a sliding window.
+
+    Raises `ConfigError` when there is nothing to evaluate, or when the data's tokenizer is no longer the checkpoint's.
+    """
     trained = load(workdir, step)
-    data = prepare(trained.experiment)
+    evals = _chosen_evals(trained.experiment, split, stride)
+    data = prepare(dataclasses.replace(trained.experiment, evals=evals))
     if data.tokenizer.hash != trained.tokenizer.hash:
         raise ConfigError(
             f"the tokenizer of the data ({data.tokenizer.hash[:12]}) is not the checkpoint's "
             f"({trained.tokenizer.hash[:12]}): the source has changed since the run began"
         )
-    for config in trained.experiment.evals:
+    for config in evals:
         scores = evaluate_split(config, trained.graph, trained.params, data, None, trained.experiment.layout)
         yield config.name, dict(scores)
+
+
+def _chosen_evals(experiment: Experiment, split: str | None, stride: int | None) -> tuple[PerplexityConfig, ...]:
+    evals = experiment.evals
+    if split is not None:
+        like = evals[0] if evals else PerplexityConfig(batch_size=experiment.data.batch_size)
+        evals = (dataclasses.replace(like, name=split, split=split),)
+    if not evals:
+        raise ConfigError("the run's config has no evals; name a split, as in --split=validation")
+    if stride is not None:
+        evals = tuple(dataclasses.replace(config, stride=stride) for config in evals)
+    return evals

@@ -70,6 +70,8 @@ def test_importing_everything_prints_no_warning_and_no_tensorflow():
 def test_eval_generate_and_report_read_the_run(workdir, capsys):
     assert main(["eval", f"--workdir={workdir}"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("validation loss=")
+    assert main(["eval", f"--workdir={workdir}", "--split=train", "--stride=4"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("train loss=")
     command = ["generate", f"--workdir={workdir}", "--prompt=the ", "--num_samples=2", "--max_tokens=5", "--seed=3"]
     texts = []
     for _ in range(2):
@@ -142,6 +144,8 @@ def test_other_bad_commands(config, workdir, tmp_path, capsys):
     assert "--config" in fails(capsys, ["prepare"], 2)
     assert "no file" in fails(capsys, ["prepare", "--config=nowhere.py"], 2)
     assert "holds no run" in fails(capsys, ["eval", f"--workdir={tmp_path}"], 74)
+    assert "no split 'tset'" in fails(capsys, ["eval", f"--workdir={workdir}", "--split=tset"], 65)
+    assert "stride=999" in fails(capsys, ["eval", f"--workdir={workdir}", "--stride=999"], 2)
     assert "checkpoint of step 9" in fails(capsys, ["eval", f"--workdir={workdir}", "--step=9"], 74)
     assert "there are [2]" in fails(capsys, ["generate", f"--workdir={workdir}", "--step=9"], 74)
     assert "top_k" in fails(capsys, ["generate", f"--workdir={workdir}", "--top_k=0"], 2)
