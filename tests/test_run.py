@@ -181,6 +181,8 @@ def test_early_stopping(tmp_path):
     assert list(evals(tmp_path / "run")) == [4, 8, 12]  # the first is the best, then two that are not better
     assert "has not improved" in events(tmp_path / "run", "stop")[0]["message"]
     assert state(tmp_path / "run")["step"] == 12
+    assert run.train(config, tmp_path / "run") == 0  # started again, it does not go on
+    assert list(evals(tmp_path / "run")) == [4, 8, 12] and state(tmp_path / "run")["step"] == 12
 
 
 def test_a_step_that_compiles_again_is_reported(tmp_path):

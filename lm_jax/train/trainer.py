@@ -115,6 +115,9 @@ class Trainer:
         self._best, self._bad = progress.get("best"), progress.get("bad", 0)
         self._digest = progress.get("batches_digest", 0)
         self._key = jax.random.key_data(key).tolist()
+        rule = self.config.early_stop
+        if rule is not None and self._bad >= rule.patience:
+            total = start  # stopped early, in an earlier attempt
         pending: tuple[int, dict[str, Array], Params] | None = None
         with Preemption() as preemption, self.batches(start) as batches:
             for step in range(start + 1, total + 1):
