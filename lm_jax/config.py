@@ -42,8 +42,10 @@ class SamplesConfig(Config):
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
 
     def validate(self) -> None:
-        """Raises `ConfigError` for sizes out of range."""
+        """Raises `ConfigError` for sizes out of range, or without a prompt."""
         check_positive(self, "num_samples", "max_tokens")
+        if not self.prompts:
+            raise ConfigError("prompts is empty; ('',) starts a new document, samples=None draws no samples")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -73,6 +75,12 @@ class Experiment(Config):
             raise ConfigError(f"data.batch_size={data.batch_size} is not divisible by step.accumulate={self.step.accumulate}")
         if data.length % self.objective.chunks:
             raise ConfigError(f"data.length={data.length} is not divisible by objective.chunks={self.objective.chunks}")
+        for e in self.evals:
+            length = e.length or data.length
+            if length % e.chunks:
+                raise ConfigError(f"evals {e.name!r}: its length={length} is not divisible by its chunks={e.chunks}")
+            if e.stride is not None and e.stride > length:
+                raise ConfigError(f"evals {e.name!r}: stride={e.stride} is above its length={length}: tokens would be left out")
         names = [e.name for e in self.evals]
         if len(set(names)) != len(names):
             raise ConfigError(f"two evals have one name: {names}")

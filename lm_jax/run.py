@@ -140,7 +140,20 @@ def prepare(experiment: Experiment) -> PreparedText:
         )
     for config in experiment.evals:
         data.sources(config.split)  # raises where there is none
+    _check_samples(experiment, tokenizer)
     return data
+
+
+def _check_samples(experiment: Experiment, tokenizer: Tokenizer) -> None:
+    samples, limit = experiment.samples, experiment.model.max_length()
+    if samples is None or limit is None:
+        return
+    longest = max((len(tokenizer.encode(prompt)) for prompt in samples.prompts), default=0) + 1  # after end-of-text
+    if longest + samples.max_tokens > limit:
+        raise ConfigError(
+            f"samples.max_tokens={samples.max_tokens} after a prompt of {longest} tokens exceeds the model's position table "
+            f"of {limit}; set --config.samples.max_tokens={max(limit - longest, 1)} or less"
+        )
 
 
 def train(experiment: Experiment, workdir: Path) -> int:

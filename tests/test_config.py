@@ -6,6 +6,7 @@ import pytest
 
 from lm_jax.config import load_experiment
 from lm_jax.core.errors import ConfigError
+from lm_jax.evals.perplexity import PerplexityConfig
 from lm_jax.train.trainer import EarlyStopConfig
 
 FILE = "--config=experiments/shakespeare.py"
@@ -66,6 +67,8 @@ def test_fields_that_do_not_fit_each_other():
         ({"step": dataclasses.replace(config.step, accumulate=3)}, "batch_size=8 is not divisible by step.accumulate=3"),
         ({"objective": dataclasses.replace(config.objective, chunks=5)}, "length=16 is not divisible by objective.chunks=5"),
         ({"evals": config.evals * 2}, "two evals have one name"),
+        ({"evals": (PerplexityConfig(chunks=5),)}, "'validation': its length=16 is not divisible by its chunks=5"),
+        ({"evals": (PerplexityConfig(stride=17),)}, "stride=17 is above its length=16"),
         ({"train": dataclasses.replace(config.train, early_stop=EarlyStopConfig(metric="valid/loss"))}, "validation"),
     ):
         with pytest.raises(ConfigError, match=message):

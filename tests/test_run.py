@@ -16,6 +16,7 @@ from lm_jax import run
 from lm_jax.core.config import from_json, to_json
 from lm_jax.core.errors import ConfigError, StorageError
 from lm_jax.core.sharding import MeshShape
+from lm_jax.nn.positions import PositionTableConfig
 from lm_jax.train.checkpoint import CheckpointConfig, Checkpoints
 from lm_jax.train.logging import MetricsLog, read_metrics
 from lm_jax.train.trainer import EarlyStopConfig, NotFiniteError
@@ -183,6 +184,17 @@ def test_early_stopping(tmp_path):
     assert state(tmp_path / "run")["step"] == 12
     assert run.train(config, tmp_path / "run") == 0  # started again, it does not go on
     assert list(evals(tmp_path / "run")) == [4, 8, 12] and state(tmp_path / "run")["step"] == 12
+
+
+def test_samples_beyond_the_position_table_are_refused_before_training(tmp_path):
+    config = experiment(tmp_path)
+    config.model.embedding.positions = PositionTableConfig(length=16)
+    config.samples.max_tokens = 12  # after end-of-text and "the ": 17 positions
+    with pytest.raises(ConfigError, match=r"position table of 16; set --config.samples.max_tokens=11"):
+        run.train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+    config.samples.max_tokens = 11
+    assert run.prepare(config)
 
 
 def test_a_step_that_compiles_again_is_reported(tmp_path):

@@ -35,13 +35,11 @@ class PerplexityConfig(Config):
     chunks: int = 1
 
     def validate(self) -> None:
-        """Raises `ConfigError` for sizes out of range."""
+        """Raises `ConfigError` for sizes below 1."""
         check_positive(self, "batch_size", "chunks")
         for name in ("length", "stride"):
             if getattr(self, name) is not None:
                 check_positive(self, name)
-        if self.stride and self.length and self.stride > self.length:
-            raise ConfigError(f"stride={self.stride} must not be above length={self.length}: tokens would be left out")
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "chunks"))
