@@ -1,11 +1,12 @@
 """The config of a whole run, and reading it from an experiment file and the command line."""
 
 import dataclasses
+import importlib.util
 import re
 import sys
+import traceback
 import types
 import typing
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from lm_jax.core.config import Config, check_positive, nearest, validate_tree
-from lm_jax.core.errors import ConfigError
+from lm_jax.core.errors import ConfigError, UserError
 from lm_jax.core.sharding import Layout, MeshShape
 from lm_jax.data.text import TextData
 from lm_jax.evals.perplexity import PerplexityConfig
@@ -95,42 +96,71 @@ def load_experiment(arguments: Sequence[str]) -> Experiment:
     The file defines `get_config(arg="") -> Experiment`. Raises `ConfigError` for a file that is not there, a field that does
     not exist (naming the nearest), a value of the wrong type, and everything that validation finds.
     """
-    files = [a for a in arguments if a.startswith("--config=")]
+    files = [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
     if len(files) != 1:
         raise ConfigError("give one --config=experiments/NAME.py (and overrides --config.field=value)")
-    path = Path(files[0].removeprefix("--config=").split(":")[0])
-    if not path.is_file():
-        raise ConfigError(f"--config: there is no file {path}")
-    sys.path.insert(0, str(path.resolve().parent))  # an experiment may import the one beside it
-    config = _parse(files)
+    config = _run_file(*files[0].split(":", 1))
     if not isinstance(config, Experiment):
-        raise ConfigError(f"get_config of {path} returned {type(config).__name__}; it must return an Experiment")
-    overrides = [a for a in arguments if not a.startswith("--config=")]
-    to_none = []
-    for override in overrides:
-        fields, value = _split_override(override)
+        raise ConfigError(f"get_config of {files[0]} returned {type(config).__name__}; it must return an Experiment")
+    overrides, to_none = [], []
+    for argument in arguments:
+        if argument.startswith("--config="):
+            continue
+        fields, value = _split_override(argument)
         hint = _field_type(config, fields)
         if value in ("None", "none") and type(None) in typing.get_args(hint):
-            to_none.append((override, fields))
-    config = _parse(files + [a for a in overrides if a not in [o for o, _ in to_none]])
-    for _, fields in to_none:
+            to_none.append(fields)
+        else:
+            overrides.append(argument)
+    config = _override(config, overrides)
+    for fields in to_none:
         setattr(_walk(config, fields[:-1]), fields[-1], None)
     validate_tree(config)
     return config
 
 
-def _parse(arguments: Sequence[str]) -> Any:
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["lm-jax", *arguments])
+def _run_file(name: str, arg: str | None = None) -> Any:
+    """What `get_config` of the file returns; any error in it becomes one line that names the file's own line."""
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(f"--config: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config: {path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.resolve().parent))  # an experiment may import the one beside it
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # ml_collections' own
-            values(["lm-jax", *arguments])
+        spec.loader.exec_module(module)
+        return module.get_config() if arg is None else module.get_config(arg)
+    except UserError:
+        raise
+    except Exception as error:
+        raise ConfigError(_blame(path, error)) from error
+
+
+def _blame(path: Path, error: Exception) -> str:
+    """Where in the experiment an error arose, what it was, and the nearest field where an unknown one was set."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    lines = [line for frame, line in frames if Path(frame.f_code.co_filename).parent.resolve() == path.parent.resolve()]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 1
+    text = f"{path}:{line}: {type(error).__name__}: {str(error) or 'no message'}"
+    unknown = re.fullmatch(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'.*", str(error))
+    known = frames[-1][0].f_globals.get(unknown[1]) if unknown else None
+    if unknown and dataclasses.is_dataclass(known):
+        text += nearest(unknown[2], [field.name for field in dataclasses.fields(known)])
+    return text
+
+
+def _override(config: Experiment, overrides: Sequence[str]) -> Experiment:
+    """The config with fields set, each value read as the type of the one that it replaces."""
+    values = flags.FlagValues()
+    arguments = ["lm-jax", *overrides]
+    try:
+        config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=arguments)
+        values(arguments)
+        return values.config
     except (flags.Error, ValueError) as error:
-        if len(arguments) == 1:
-            raise  # the experiment file itself: its author needs the traceback
         raise ConfigError(str(error).replace("flag ", "")) from error
-    return values.config
 
 
 def _split_override(argument: str) -> tuple[list[str], str | None]:

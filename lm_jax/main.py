@@ -148,6 +148,8 @@ def _data(options: argparse.Namespace, configs: list[str]) -> int:
     from lm_jax.config import load_experiment
     from lm_jax.data.audit import audit, show
 
+    if options.step < 0:
+        raise ConfigError(f"--step={options.step} must not be negative; the first step's batch is 0")
     data = load_experiment(configs).data.prepare()
     for line in audit(data) if options.what == "audit" else show(data, options.step):
         print(line)
@@ -174,6 +176,8 @@ def _doctor(options: argparse.Namespace, configs: list[str]) -> int:
 def _verify(options: argparse.Namespace, configs: list[str]) -> int:
     from lm_jax.verify import verify_resume
 
+    if options.steps < 1 or options.kills < 0:
+        raise ConfigError(f"--steps={options.steps} must be at least 1 and --kills={options.kills} not negative")
     return verify_resume(configs, options.steps, options.kills, options.seed)
 
 

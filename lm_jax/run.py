@@ -229,7 +229,7 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             checkpoints=checkpoints,
             log=log,
             record=record,
-            vocab_size=data.tokenizer.vocab_size,
+            vocab_size=experiment.model.vocab_size,
             tokens_per_batch=experiment.data.batch_size * experiment.data.length,
             flops_per_token=tuple(
                 experiment.model.flops_per_token(experiment.data.length, causal=causal) for causal in (False, True)

@@ -144,6 +144,8 @@ def test_other_bad_commands(config, workdir, tmp_path, capsys):
     assert "--config" in fails(capsys, ["prepare"], 2)
     assert "no file" in fails(capsys, ["prepare", "--config=nowhere.py"], 2)
     assert "holds no run" in fails(capsys, ["eval", f"--workdir={tmp_path}"], 74)
+    assert "--step=-1" in fails(capsys, ["data", "show", f"--config={config}", "--step=-1"], 2)
+    assert "--kills=-1" in fails(capsys, ["verify", "resume", f"--config={config}", "--kills=-1"], 2)
     assert "no split 'tset'" in fails(capsys, ["eval", f"--workdir={workdir}", "--split=tset"], 65)
     assert "stride=999" in fails(capsys, ["eval", f"--workdir={workdir}", "--stride=999"], 2)
     assert "checkpoint of step 9" in fails(capsys, ["eval", f"--workdir={workdir}", "--step=9"], 74)
@@ -152,6 +154,8 @@ def test_other_bad_commands(config, workdir, tmp_path, capsys):
     assert "vocabulary" in fails(capsys, ["generate", f"--workdir={workdir}", "--prompt=ÄÖ"], 65)
     assert "reads the config of the run" in fails(capsys, ["eval", f"--workdir={workdir}", "--config.train.seed=1"], 2)
     error = fails(capsys, ["train", f"--config={config}", f"--workdir={tmp_path / 'r'}", "--config.evals[0].split=tset"], 65)
+    assert "--step=-1" in fails(capsys, ["data", "show", f"--config={config}", "--step=-1"], 2)
+    assert "--kills=-1" in fails(capsys, ["verify", "resume", f"--config={config}", "--kills=-1"], 2)
     assert "no split 'tset'" in error and not (tmp_path / "r" / "config.json").exists()
     (tmp_path / "file").write_text("")
     assert "--workdir" in fails(capsys, ["train", f"--config={config}", f"--workdir={tmp_path / 'file'}"], 74)
@@ -160,10 +164,21 @@ def test_other_bad_commands(config, workdir, tmp_path, capsys):
             main(arguments)
 
 
-def test_an_error_in_the_experiment_file_keeps_its_traceback(tmp_path):
-    (tmp_path / "broken.py").write_text("def get_config(arg=''):\n    return undefined\n")
-    with pytest.raises(NameError, match="undefined"):
-        main(["prepare", f"--config={tmp_path / 'broken.py'}"])
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        ("    return undefined", ["broken.py:3", "NameError", "'undefined'"]),
+        ("    return (", ["broken.py:3", "SyntaxError", "never closed"]),
+        ("    return TrainConfig(num_step=3)", ["broken.py:3", "'num_step'", "did you mean 'num_steps'"]),
+        ("    return open('not there')", ["broken.py:3", "FileNotFoundError", "not there"]),
+        ("    return None", ["returned NoneType", "must return an Experiment"]),
+    ],
+)
+def test_an_error_in_the_experiment_file_is_named_with_its_line(tmp_path, capsys, body, words):
+    path = tmp_path / "broken.py"
+    path.write_text(f"from lm_jax.train.trainer import TrainConfig\ndef get_config(arg=''):\n{body}\n")
+    error = fails(capsys, ["prepare", f"--config={path}"], 2)
+    assert all(word in error for word in words), error
 
 
 def test_ci_runs_the_test_command_of_the_readme():

@@ -54,7 +54,7 @@ def test_what_a_run_leaves(straight):
     assert "uPlot" in (workdir / "report.html").read_text()
     assert list((workdir / "tensorboard").iterdir())
     first = events(workdir, "first_loss")[0]
-    assert first["loss"] == losses(workdir)[1] and first["expected"] == pytest.approx(math.log(19))
+    assert first["loss"] == losses(workdir)[1] and first["expected"] == pytest.approx(math.log(config.model.vocab_size))
 
 
 def test_it_learns_and_the_first_loss_is_remarked_on(straight):
