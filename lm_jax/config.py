@@ -85,9 +85,9 @@ class Experiment(Config):
         names = [e.name for e in self.evals]
         if len(set(names)) != len(names):
             raise ConfigError(f"two evals have one name: {names}")
-        for name, metric in (("train.early_stop.metric", self.train.early_stop and self.train.early_stop.metric),):
-            if metric and metric.split("/")[0] not in names:
-                raise ConfigError(f"{name}={metric!r} names no eval{nearest(metric.split('/')[0], names)}")
+        early_stop = self.train.early_stop
+        if early_stop is not None and (name := early_stop.metric.split("/")[0]) not in names:
+            raise ConfigError(f"train.early_stop.metric={early_stop.metric!r} names no eval{nearest(name, names)}")
 
 
 def load_experiment(arguments: Sequence[str]) -> Experiment:
