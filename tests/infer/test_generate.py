@@ -46,11 +46,15 @@ def test_seed_decides_and_samples_differ(model):
     assert len({tuple(s) for s in run(0)[0]}) == 3
 
 
-def test_stops_after_a_stop_token(model):
-    free = generate(*split(model), [[3, 1, 4]], max_tokens=8, sampling=GREEDY)[0][0]
-    stop = free[4]
-    cut = generate(*split(model), [[3, 1, 4]], max_tokens=8, sampling=GREEDY, stop_tokens=[stop])[0][0]
-    assert cut == free[: free.index(stop)]
+def test_each_sample_stops_after_its_own_stop_token(model):
+    def run(*stop):
+        hot = SamplingConfig(temperature=20.0)
+        return generate(*split(model), [[3, 1, 4]], max_tokens=30, sampling=hot, stop_tokens=stop, num_samples=8)[0]
+
+    free, stop = run(), 7
+    cut = run(stop)
+    assert any(stop in sample[:-1] for sample in free) and any(stop not in sample for sample in free)
+    assert cut == [sample[: [*sample, stop].index(stop)] for sample in free]
 
 
 def test_tokens_that_pad_the_vocabulary_are_never_drawn(model):

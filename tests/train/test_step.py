@@ -49,6 +49,20 @@ def test_accumulation_equals_the_whole_batch(parts):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4), a.params, b.params)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_padding_changes_no_gradient(parts):
+    state, step = setup(StepConfig(accumulate=parts, clip_norm=None))
+    full, padded = batch(rows=4), batch(rows=8)
+    padded["weights"] = (np.arange(8) < 4).astype(np.float32)[:, None] * padded["weights"]
+    for name in ("tokens", "targets"):
+        padded[name][:4] = full[name]
+    a, metrics_a, norms_a = step(state, full, KEY)
+    b, metrics_b, norms_b = step(state, padded, KEY)
+    np.testing.assert_allclose(metrics_a["loss"], metrics_b["loss"], rtol=1e-6)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), norms_a, norms_b)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-8), a.opt.mu, b.opt.mu)
+
+
 def test_gradient_norm_and_clipping_equal_numpy():
     state, step = setup(StepConfig(clip_norm=None))
     _, metrics, norms = step(state, batch(), KEY)
