@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from lm_jax.config import Experiment
 from lm_jax.core.config import to_json
@@ -20,7 +20,7 @@ from lm_jax.core.errors import ConfigError, StorageError
 from lm_jax.core.files import write_json
 from lm_jax.core.hardware import peak_flops
 from lm_jax.core.param import Params, logical_axes, split
-from lm_jax.core.sharding import Layout, check_divisible, shard_batch, use_mesh
+from lm_jax.core.sharding import Layout, check_divisible, parameter_sizes, shard_batch, use_mesh
 from lm_jax.core.types import Batch
 from lm_jax.data.loader import Loader, Prefetcher
 from lm_jax.data.text import PreparedText
@@ -107,16 +107,22 @@ def jit_step(experiment: Experiment, parts: Parts) -> Any:
     return jax.jit(step, donate_argnums=0)
 
 
-def check_mesh(experiment: Experiment, parts: Parts, mesh: Any) -> None:
-    """Raises `ConfigError` where the layout does not divide the batch, an eval's batch or a parameter."""
-    layout = experiment.layout
-    ways = int(np.prod([mesh.shape[axis] for axis in layout.batch]))
-    sizes = {"data.batch_size / step.accumulate": experiment.data.batch_size // experiment.step.accumulate}
-    sizes |= {f"batch_size of eval {e.name!r}": e.batch_size for e in experiment.evals}
-    for name, size in sizes.items():
-        if size % ways:
-            raise ConfigError(f"{name}={size} is not divisible by the {ways} devices of the batch axes {layout.batch}")
-    check_divisible(parts.shapes, parts.axes, layout, mesh)
+def check_mesh(experiment: Experiment, mesh: Mesh | AbstractMesh) -> None:
+    """Raises `ConfigError` where the layout does not divide a batch, a row or a parameter. Call it outside `use_mesh`."""
+    data, layout, parts = experiment.data, experiment.layout, build(experiment)
+    sizes = [("data.batch_size / step.accumulate", data.batch_size // experiment.step.accumulate, "batch")]
+    sizes += [(f"batch_size of eval {e.name!r}", e.batch_size, "batch") for e in experiment.evals]
+    check_divisible([*sizes, *parameter_sizes(parts.shapes, parts.axes)], layout, mesh)
+    rows = [("data.length", data.length, experiment.objective.chunks)]
+    rows += [(f"length of eval {e.name!r}", e.length or data.length, e.chunks) for e in experiment.evals]
+    sequence, residual = layout.ways("sequence", mesh), layout.ways("residual", mesh)
+    for name, length, chunks in rows:
+        pieces = (sequence if sequence == 1 else 2 * sequence) * residual * chunks
+        if length % pieces:
+            raise ConfigError(
+                f"{name}={length} is not divisible by {pieces}: {sequence} devices of the sequence (2 slices each), {residual} of "
+                f"the residual stream, {chunks} chunks of the loss; {max(length // pieces, 1) * pieces} is"
+            )
 
 
 def checksum(batch: Batch) -> int:
@@ -159,13 +165,13 @@ def _check_samples(experiment: Experiment, tokenizer: Tokenizer) -> None:
 def train(experiment: Experiment, workdir: Path) -> int:
     """Trains in `workdir` until done, from its latest good checkpoint when it has one. Returns the exit code."""
     mesh = experiment.mesh.build()
+    check_mesh(experiment, mesh)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"--workdir={workdir} cannot be made: {error.strerror}") from error
     with RunLock(workdir, enabled=jax.process_index() == 0), use_mesh(mesh, experiment.layout):
         parts = build(experiment)
-        check_mesh(experiment, parts, mesh)
         data = prepare(experiment)
         loader = data.train_loader(jax.process_index(), jax.process_count())
         claim_config(workdir, experiment)
@@ -300,7 +306,8 @@ def _sampler(experiment: Experiment, parts: Parts, tokenizer: Tokenizer, mesh: M
     config = experiment.samples
     if config is None:
         return None
-    layout = dataclasses.replace(experiment.layout, batch=(), sequence=())  # a few prompts, the same on every device
+    # A few prompts, the same on every device.
+    layout = dataclasses.replace(experiment.layout, batch=(), sequence=(), residual=())
 
     def run(step: int, params: Params) -> Iterator[tuple[str, float]]:
         with use_mesh(mesh, layout):

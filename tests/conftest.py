@@ -2,7 +2,13 @@
 
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",  # most of the time of these tests is compilation; this halves it
+        os.environ.get("XLA_FLAGS", ""),
+    )
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax

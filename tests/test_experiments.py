@@ -14,7 +14,8 @@ from jax.sharding import NamedSharding
 from lm_jax import run
 from lm_jax.config import Experiment, load_experiment
 from lm_jax.core.config import from_json, to_json, validate_tree
-from lm_jax.core.sharding import use_mesh
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.sharding import MeshShape, spec, use_mesh
 from lm_jax.train.step import train_step
 
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -24,9 +25,9 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "def get_config" in 
 def module(name: str):
     sys.path.insert(0, str(FOLDER))
     try:
-        spec = importlib.util.spec_from_file_location(f"experiment_{name}", FOLDER / f"{name}.py")
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
+        source = importlib.util.spec_from_file_location(f"experiment_{name}", FOLDER / f"{name}.py")
+        loaded = importlib.util.module_from_spec(source)
+        source.loader.exec_module(loaded)
     finally:
         sys.path.remove(str(FOLDER))
     return loaded
@@ -35,13 +36,13 @@ def module(name: str):
 def abstract_step(experiment: Experiment, num_devices: int):
     """(state before, state after, metrics) of one step on an abstract mesh: types only, no arrays."""
     mesh = experiment.mesh.abstract(num_devices)
+    run.check_mesh(experiment, mesh)
     with use_mesh(mesh, experiment.layout):
         parts = run.build(experiment)
-        run.check_mesh(experiment, parts, mesh)
         key = jax.eval_shape(lambda: jax.random.key(0))
         state = jax.eval_shape(lambda key: run.initial_state(experiment, parts, key), key)
         shape = (experiment.data.batch_size, experiment.data.length)
-        sharding = NamedSharding(mesh, experiment.layout.spec(("batch", "sequence")))
+        sharding = NamedSharding(mesh, spec("batch", "sequence"))
         batch = {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
             for name, dtype in (("tokens", jnp.int32), ("targets", jnp.int32), ("weights", jnp.float32))
@@ -99,3 +100,20 @@ def test_the_record_rebuilds_the_config(name):
     config = load_experiment([f"--config={FOLDER}/{name}.py:smoke", "--config.train.num_steps=3"])
     assert config.train.num_steps == 3
     assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("sizes", "change", "message"),
+    [
+        (dict(dp=1, tp=3), {}, r"heads=4 is not divisible by the 3 devices of tp=3; 3 or 6 is"),
+        (dict(dp=5), {}, r"batch_size / step.accumulate: batch=12 is not divisible by the 5 devices of dp=5; 10 or 15 is"),
+        (dict(dp=4), {"step.accumulate": "2"}, r"batch=6 is not divisible by the 4"),
+        (dict(dp=1, cp=4), {"data.length": "60"}, r"data.length=60 is not divisible by 8: 4 devices of the sequence"),
+        (dict(dp=1, cp=2, tp=2), {"objective.chunks": "16"}, r"data.length=64 is not divisible by 128: .* 16 chunks"),
+    ],
+)
+def test_what_does_not_fit_a_mesh_is_named(sizes, change, message):
+    arguments = [f"--config.{name}={value}" for name, value in change.items()]
+    experiment = load_experiment([f"--config={FOLDER}/shakespeare.py", *arguments])
+    with pytest.raises(ConfigError, match=message):
+        run.check_mesh(experiment, MeshShape(**sizes).abstract(8))

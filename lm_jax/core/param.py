@@ -1,5 +1,6 @@
 """Parameters: the only way to make one, to read one in a layer, and to see a model as a tree of arrays."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,13 +8,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm_jax.core.sharding import reshard, spec
+from lm_jax.core.local import mesh_axes, settle, vary, varying
+from lm_jax.core.sharding import current_axes, spec
 from lm_jax.core.types import Array
 
 # Modules are trees of parameters only (STYLE.md, D1): no shared references, plain jax transforms.
 nnx.set_graph_mode(False)
 
 Params = dict[str, Any]  # nested dicts of arrays
+Shards = tuple[tuple[int, tuple[str, ...]], ...]  # (dimension, mesh axes that it is gathered over)
 
 
 def param(
@@ -28,11 +31,53 @@ def param(
     return nnx.Param(init(rngs.params(), shape, dtype, out_sharding=spec(*axes)), axes=axes)
 
 
-def weight(parameter: nnx.Param, dtype: Any) -> Array:
-    """The parameter's value for use in a layer: cast to `dtype`, gathered over the layout's `gather` axes."""
+def weight(parameter: nnx.Param, like: Array, dtype: Any = None) -> Array:
+    """The parameter for use beside the activation `like`: in its dtype (or `dtype`), whole along the layout's `gather` axes.
+
+    The gradient is summed in float32 and leaves each device the shard that it stores.
+    """
     value = parameter[...]
-    axes = parameter.axes[-value.ndim :] if value.ndim else ()  # inside a scan the leading "layers" axis is gone
-    return reshard(value.astype(dtype), spec(*axes, gathered=True))
+    return _whole(value, like.dtype if dtype is None else dtype, shards(parameter), varying(value), varying(like))
+
+
+def shards(parameter: nnx.Param) -> Shards:
+    """Which dimensions of the parameter's value are stored in shards that are gathered before use."""
+    ndim = parameter[...].ndim
+    names = parameter.axes[-ndim:] if ndim else ()  # inside a scan the leading "layers" axis is gone
+    gather = current_axes("gather")
+    split = ((dim, tuple(axis for axis in mesh_axes(name) if axis in gather)) for dim, name in enumerate(names))
+    return tuple((dim, axes) for dim, axes in split if axes)
+
+
+def gather(value: Array, dtype: Any, where: Shards) -> Array:
+    """The whole parameter in `dtype`; cast first, so that fewer bytes move."""
+    value = value.astype(dtype)
+    for dim, axes in where:
+        value = jax.lax.all_gather(value, axes, axis=dim, tiled=True)
+    return value
+
+
+def scatter(grad: Array, where: Shards, own: frozenset[str]) -> Array:
+    """The stored shard of the sum of a whole gradient over all devices; `own` are the axes along which the parameter differs."""
+    for dim, axes in where:
+        grad = jax.lax.psum_scatter(grad, axes, scatter_dimension=dim, tiled=True)
+    return settle(grad, own)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _whole(value: Array, dtype: Any, where: Shards, own: frozenset[str], along: frozenset[str]) -> Array:
+    return vary(gather(value, dtype, where), along)
+
+
+def _whole_forward(value, dtype, where, own, along):
+    return _whole(value, dtype, where, own, along), jnp.zeros((), value.dtype)
+
+
+def _whole_backward(dtype, where, own, along, like, g):
+    return (scatter(g.astype(jnp.float32), where, own).astype(like.dtype),)
+
+
+_whole.defvjp(_whole_forward, _whole_backward)
 
 
 def stacked(make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs, num_layers: int) -> nnx.Module:

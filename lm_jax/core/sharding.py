@@ -8,8 +8,9 @@ sharding of a named array; outside `use_mesh` there is no mesh and `spec` is Non
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -72,11 +73,15 @@ class Layout(Config):
     """Which mesh axes each logical axis is split over. The default is data parallelism with fully sharded parameters.
 
     `gather` names the mesh axes over which parameters are stored in shards but gathered before use (fully sharded data
-    parallelism, Zhao et al. 2023, arXiv:2304.11277): the gradient of the gather is the reduce-scatter.
+    parallelism, Zhao et al. 2023, arXiv:2304.11277): the gradient of the gather is the reduce-scatter. They must split the batch.
+
+    `residual` splits the tokens of the residual stream, between the blocks, beyond `sequence` (sequence parallelism,
+    Korthikanti et al. 2022, arXiv:2205.05198): gathered before a block's products, scattered by the sum after them.
     """
 
-    batch: tuple[str, ...] = ("dp", "fsdp")
+    batch: tuple[str, ...] = ("dp", "fsdp", "ep")
     sequence: tuple[str, ...] = ("cp",)
+    residual: tuple[str, ...] = ("tp",)
     layers: tuple[str, ...] = ("pp",)
     vocab: tuple[str, ...] = ("tp",)
     positions: tuple[str, ...] = ()
@@ -89,21 +94,31 @@ class Layout(Config):
     gather: tuple[str, ...] = ("fsdp",)
 
     def validate(self) -> None:
-        """Raises `ConfigError` for a mesh axis that does not exist."""
+        """Raises `ConfigError` for a mesh axis that does not exist, or one that is gathered over but does not split the batch."""
         for field in dataclasses.fields(self):
             for axis in getattr(self, field.name):
                 if axis not in MESH_AXES:
                     raise ConfigError(f"{field.name}={axis!r} is not a mesh axis; they are {', '.join(MESH_AXES)}")
+            kinds = [axis in self.gather for axis in getattr(self, field.name)]
+            if field.name != "batch" and kinds != sorted(kinds):
+                raise ConfigError(f"{field.name}={getattr(self, field.name)}: the axes of gather={self.gather} must come last")
+        idle = [axis for axis in self.gather if axis not in self.batch]
+        if idle:
+            raise ConfigError(f"gather={self.gather}: {idle[0]!r} is not in batch={self.batch}, so its devices would repeat work")
 
-    def spec(self, names: Sequence[str | None], *, gathered: bool = False) -> PartitionSpec:
+    def ways(self, name: str, mesh: Mesh | AbstractMesh) -> int:
+        """Over how many devices of `mesh` the logical axis is split."""
+        return math.prod(mesh.shape[axis] for axis in getattr(self, name))
+
+    def spec(self, names: Sequence[str | None], mesh: Mesh | AbstractMesh | None = None) -> PartitionSpec:
         """The PartitionSpec of an array whose dimensions have these logical names (None: not split).
 
-        Raises `ConfigError` when two dimensions land on one mesh axis.
+        Axes of one device in `mesh` are left out. Raises `ConfigError` when two dimensions land on one mesh axis.
         """
         parts, used = [], set()
         for name in names:
             axes = () if name is None else getattr(self, name)
-            axes = tuple(axis for axis in axes if not (gathered and axis in self.gather))
+            axes = tuple(axis for axis in axes if mesh is None or mesh.shape[axis] > 1)
             if used & set(axes):
                 raise ConfigError(f"the layout puts two dimensions of {tuple(names)} on mesh axis {used & set(axes)}")
             used |= set(axes)
@@ -126,41 +141,85 @@ def use_mesh(mesh: Mesh | AbstractMesh, layout: Layout) -> Iterator[None]:
         _layout.reset(token)
 
 
-def spec(*names: str | None, gathered: bool = False) -> PartitionSpec | None:
-    """The current layout's PartitionSpec for these logical names; None outside `use_mesh`."""
+def spec(*names: str | None) -> PartitionSpec | None:
+    """The current layout's PartitionSpec for these logical names on the current mesh; None outside `use_mesh`."""
     layout = _layout.get()
-    return None if layout is None else layout.spec(names, gathered=gathered)
+    return None if layout is None else layout.spec(names, jax.sharding.get_abstract_mesh())
 
 
-def reshard(x: Array, target: PartitionSpec | None) -> Array:
-    """`x` with the sharding `target`; `x` itself where there is no mesh (`target` None)."""
-    return x if target is None else jax.sharding.reshard(x, target)
+def specs(axes: Any) -> Any:
+    """`spec` of every tuple of logical names in a nested dict."""
+    return {name: specs(value) if isinstance(value, dict) else spec(*value) for name, value in axes.items()}
+
+
+def current_axes(name: str) -> tuple[str, ...]:
+    """The mesh axes of a logical axis (or of the field "gather") in the current layout; () outside `use_mesh`."""
+    layout = _layout.get()
+    return () if layout is None else getattr(layout, name)
+
+
+def token_order(length: int, num_parts: int) -> np.ndarray:
+    """[length]: the tokens of a row in the order in which `num_parts` devices hold them.
+
+    Part i has the i-th and the i-th last of 2 x `num_parts` slices: under a causal mask all then do the same work (Brandon
+    et al. 2023, arXiv:2311.09431, in the zig-zag form).
+    """
+    if num_parts == 1:
+        return np.arange(length)
+    if length % (2 * num_parts):
+        raise ConfigError(f"rows of {length} tokens do not split into 2 x {num_parts} slices of the sequence axes")
+    slices = np.arange(length).reshape(2, num_parts, -1)
+    return np.concatenate([slices[0], slices[1, ::-1]], axis=1).reshape(-1)
 
 
 def shard_batch(batch: Batch, mesh: Mesh, layout: Layout) -> Batch:
-    """Puts this process's rows of a batch (NumPy, [B_local, T, ...]) on the mesh as global arrays [B, T, ...]."""
+    """Puts this process's rows of a batch (NumPy, [B_local, T, ...]) on the mesh as global arrays [B, T, ...].
+
+    Where the layout splits rows, their tokens are put in `token_order`.
+    """
+    num_parts = layout.ways("sequence", mesh)
 
     def put(x: np.ndarray) -> Array:
-        names = ("batch", "sequence")[: x.ndim] + (None,) * (x.ndim - 2)
-        return jax.make_array_from_process_local_data(NamedSharding(mesh, layout.spec(names)), x)
+        if num_parts > 1:
+            x = x[:, token_order(x.shape[1], num_parts)]
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, layout.spec(_batch_names(x), mesh)), x)
 
     return {name: put(value) for name, value in batch.items()}
 
 
-def check_divisible(shapes: Any, axes: Any, layout: Layout, mesh: Mesh | AbstractMesh) -> None:
-    """Raises `ConfigError` naming every parameter dimension that its mesh axes do not divide.
+def batch_specs(batch: Batch) -> dict[str, PartitionSpec | None]:
+    """The sharding of every array [B, T, ...] of a batch on the current mesh."""
+    return {name: spec(*_batch_names(x)) for name, x in batch.items()}
 
-    `shapes` is a nested dict of arrays or ShapeDtypeStructs, `axes` the same tree of tuples of logical names.
+
+def _batch_names(x: Any) -> tuple[str | None, ...]:
+    return ("batch", "sequence")[: x.ndim] + (None,) * (x.ndim - 2)
+
+
+def check_divisible(sizes: Iterable[tuple[str, int, str]], layout: Layout, mesh: Mesh | AbstractMesh) -> None:
+    """Raises one `ConfigError` for every size that the mesh axes of its logical axis do not divide.
+
+    `sizes` yields (what has it, the size, the logical axis). The message gives both numbers and the nearest sizes that would do.
     """
+    found: dict[tuple[str, int], list[str]] = {}
+    for what, size, name in sizes:
+        if size % layout.ways(name, mesh):
+            found.setdefault((name, size), []).append(what)
     problems = []
-
-    def check(path: Any, x: Any, names: tuple[str, ...]) -> None:
-        for size, name in zip(x.shape, names, strict=True):
-            ways = math.prod(mesh.shape[axis] for axis in getattr(layout, name))
-            if size % ways:
-                where = "/".join(str(part.key) for part in path)
-                problems.append(f"{where}: dimension {name}={size} is not divisible by {ways} ({getattr(layout, name)})")
-
-    jax.tree_util.tree_map_with_path(check, shapes, axes)
+    for (name, size), owners in found.items():
+        axes = "".join(f" {axis}={mesh.shape[axis]}" for axis in getattr(layout, name) if mesh.shape[axis] > 1)
+        ways, more = layout.ways(name, mesh), f" and {len(owners) - 1} more" if len(owners) > 1 else ""
+        near = [n for n in (size // ways * ways, -(-size // ways) * ways) if n]
+        problems.append(
+            f"{owners[0]}{more}: {name}={size} is not divisible by the {ways} devices of{axes}; {' or '.join(map(str, near))} is"
+        )
     if problems:
         raise ConfigError("; ".join(problems))
+
+
+def parameter_sizes(shapes: Any, axes: Any) -> Iterator[tuple[str, int, str]]:
+    """(path, size, logical axis) of every dimension of a nested dict of arrays; `axes` is the same tree of tuples of names."""
+    for path, names in jax.tree_util.tree_leaves_with_path(axes, is_leaf=lambda x: isinstance(x, tuple)):
+        where = [part.key for part in path]
+        for size, name in zip(functools.reduce(dict.__getitem__, where, shapes).shape, names, strict=True):
+            yield "/".join(where), size, name

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from lm_jax.core.errors import ConfigError
-from lm_jax.core.param import Params
+from lm_jax.core.local import local_view
+from lm_jax.core.param import Params, logical_axes
+from lm_jax.core.sharding import specs
 from lm_jax.core.types import Array
 from lm_jax.infer.sampling import SamplingConfig
 
@@ -28,7 +31,33 @@ def _generate(
     context: int | None,
     num_tokens: int | None,
 ) -> Array:
-    sampling = SamplingConfig(**dict(sampling_fields))
+    local = functools.partial(
+        _generate_here,
+        graph=graph,
+        sampling=SamplingConfig(**dict(sampling_fields)),
+        max_tokens=max_tokens,
+        context=context,
+        num_tokens=num_tokens,
+    )
+    # Every device decodes all rows. Gathered weights are the same everywhere, which the types cannot show.
+    shards, whole = specs(logical_axes(nnx.merge(graph, params))), PartitionSpec()
+    on_mesh = local_view(local, (shards, whole, whole, whole, whole), whole, check=False)
+    return on_mesh(params, prompts_BP, weights_BP, key, stop_tokens)
+
+
+def _generate_here(
+    params: Params,
+    prompts_BP: Array,
+    weights_BP: Array,
+    key: Array,
+    stop_tokens: Array,
+    *,
+    graph: nnx.GraphDef,
+    sampling: SamplingConfig,
+    max_tokens: int,
+    context: int | None,
+    num_tokens: int | None,
+) -> Array:
     model = nnx.merge(graph, params)
     B, P = prompts_BP.shape
     logits, cache = model.decode(prompts_BP, model.init_cache(B, P + max_tokens, context), weights_BP)

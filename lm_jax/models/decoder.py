@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm_jax.core.config import Config, check_choice, check_positive
+from lm_jax.core.local import all_gather, token_index
 from lm_jax.core.param import param, weight
-from lm_jax.core.sharding import reshard, spec
 from lm_jax.core.types import Array, Batch, Mean
 from lm_jax.nn.attention import Cache, CacheInfo, Place
 from lm_jax.nn.embedding import EmbeddingConfig, soft_cap
 from lm_jax.nn.init import Init
+from lm_jax.nn.linear import project
 from lm_jax.nn.stack import StackConfig
 
 
@@ -105,7 +106,7 @@ class Decoder(nnx.Module):
         tokens = batch["tokens"]
         positions = batch.get("positions")
         if positions is None:
-            positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+            positions = token_index(tokens.shape[1])[None, :]
         keys = (None, None) if key is None else jax.random.split(key)
         place = Place(positions, batch.get("segments"))
         x_BTD = self.embedding(tokens, positions, jnp.dtype(self.config.dtype), keys[0])
@@ -113,15 +114,14 @@ class Decoder(nnx.Module):
         return Output(x_BTD, {})
 
     def logits(self, hidden_BTD: Array) -> Array:
-        """float32 [B, T, V]: position t scores the token after it."""
+        """float32 [B, T, V]: position t scores the token after it. In a local view V is this device's part of the vocabulary."""
+        hidden_BTD = all_gather(hidden_BTD, "residual", 1)
         if self.head is None:
             y_BTV = self.embedding.logits(hidden_BTD)
         else:
-            out = spec("batch", "sequence", "vocab")
-            head = weight(self.head, hidden_BTD.dtype)
-            y_BTV = jnp.einsum("BTD,DV->BTV", hidden_BTD, head, preferred_element_type=jnp.float32, out_sharding=out)
+            y_BTV = project("BTD,DV->BTV", hidden_BTD, self.head, jnp.float32)
         if self.head_bias is not None:
-            y_BTV = y_BTV + weight(self.head_bias, jnp.float32)[None, None, :]
+            y_BTV = y_BTV + weight(self.head_bias, y_BTV)[None, None, :]
         return soft_cap(y_BTV, self.config.head.soft_cap)
 
     def init_cache(self, batch_size: int, length: int, context: int | None = None) -> DecodeState:
@@ -131,7 +131,7 @@ class Decoder(nnx.Module):
         trained at, as a sliding window.
         """
         caches = self.stack.init_caches(batch_size, length, self.config.width, jnp.dtype(self.config.dtype))
-        segments = reshard(jnp.zeros((batch_size, length), jnp.int32), spec("batch", None))
+        segments = jnp.zeros((batch_size, length), jnp.int32)
         limit = jnp.int32(length if context is None else context)
         return DecodeState(caches, CacheInfo(jnp.int32(0), segments, limit))
 
@@ -149,4 +149,4 @@ class Decoder(nnx.Module):
         info = info._replace(segments_BS=segments)
         x_BTD = self.embedding(tokens_BT, positions, jnp.dtype(self.config.dtype), None)
         x_BTD, caches = self.stack(x_BTD, Place(positions, new), caches=caches, info=info)
-        return self.logits(x_BTD), DecodeState(caches, info._replace(index=info.index + T))
+        return all_gather(self.logits(x_BTD), "vocab", 2), DecodeState(caches, info._replace(index=info.index + T))

@@ -9,8 +9,8 @@ from flax import nnx
 
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.errors import ConfigError
+from lm_jax.core.local import all_gather, index, sum_into, token_index, ways
 from lm_jax.core.param import param, weight
-from lm_jax.core.sharding import reshard, spec
 from lm_jax.core.types import Array
 from lm_jax.nn.embedding import soft_cap
 from lm_jax.nn.init import Init, zeros
@@ -97,6 +97,12 @@ class AttentionConfig(Config):
             )
         return width // self.num_heads
 
+    def cached_heads(self) -> int:
+        """How many key-value heads a cache holds on this device."""
+        if ways("heads") == ways("kv_heads"):
+            return (self.num_kv_heads or self.num_heads) // ways("kv_heads")
+        return self.num_heads // ways("heads")
+
     def build(self, rngs: nnx.Rngs, width: int, init: Init, num_layers: int) -> "Attention":
         """The layer for inputs of `width`, in a stack of `num_layers`."""
         return Attention(self, rngs, width, init, num_layers)
@@ -134,6 +140,7 @@ class Attention(nnx.Module):
         self, x_BTD: Array, place: Place, cache: Cache | None = None, info: CacheInfo | None = None
     ) -> tuple[Array, Cache | None]:
         """[B, T, D] to [B, T, D] in the dtype of `x_BTD`; with a cache also the cache with T slots more."""
+        x_BTD = all_gather(x_BTD, "residual", 1)
         q_BTNH = self._project(x_BTD, self.query, self.query_bias)
         k_BTKH = self._project(x_BTD, self.key, self.key_bias)
         v_BTKH = self._project(x_BTD, self.value, self.value_bias)
@@ -142,16 +149,16 @@ class Attention(nnx.Module):
         if self.config.rotary is not None:
             q_BTNH = self.config.rotary.rotate(q_BTNH, place.positions_BT)
             k_BTKH = self.config.rotary.rotate(k_BTKH, place.positions_BT)
+        k_BTKH, v_BTKH = self._for_these_heads(k_BTKH), self._for_these_heads(v_BTKH)
         if cache is None or info is None:
             y_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, place)
         else:
             cache = Cache(_write(cache.keys, k_BTKH, info.index), _write(cache.values, v_BTKH, info.index))
             mask = _cache_mask(info, place, self.config.window)
             y_BTNH = attend(q_BTNH, cache.keys, cache.values, mask, self._scale, self.config.soft_cap)
-        out = spec("batch", "sequence", None)
-        y_BTD = project("BTNH,NHD->BTD", y_BTNH, weight(self.output, x_BTD.dtype), out)
+        y_BTD = sum_into(project("BTNH,NHD->BTD", y_BTNH, self.output), "heads", "residual", 1)
         if self.output_bias is not None:
-            y_BTD = y_BTD + weight(self.output_bias, x_BTD.dtype)[None, None, :]
+            y_BTD = y_BTD + weight(self.output_bias, y_BTD)[None, None, :]
         return y_BTD, cache
 
     @property
@@ -159,23 +166,34 @@ class Attention(nnx.Module):
         return self.config.scale or self.query.shape[-1] ** -0.5
 
     def _project(self, x_BTD: Array, matrix: nnx.Param, bias: nnx.Param | None) -> Array:
-        y_BTNH = project("BTD,DNH->BTNH", x_BTD, weight(matrix, x_BTD.dtype))
-        return y_BTNH if bias is None else y_BTNH + weight(bias, x_BTD.dtype)[None, None, :, :]
+        y_BTNH = project("BTD,DNH->BTNH", x_BTD, matrix)
+        return y_BTNH if bias is None else y_BTNH + weight(bias, y_BTNH)[None, None, :, :]
 
-    def _attend(self, q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, place: Place) -> Array:
+    def _for_these_heads(self, k_BTKH: Array) -> Array:
+        """The key-value heads of this device's query heads, where query heads are split over more devices."""
+        if ways("heads") == ways("kv_heads"):
+            return k_BTKH
+        if ways("kv_heads") > 1:
+            raise ConfigError(f"heads split {ways('heads')} ways, kv_heads {ways('kv_heads')}: split both alike, or kv_heads not")
+        queries = self.query.shape[-2]
+        group = queries * ways("heads") // k_BTKH.shape[2]
+        return jnp.take(k_BTKH, (index("heads") * queries + jnp.arange(queries)) // group, axis=2)
+
+    def _attend(self, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, place: Place) -> Array:
         config = self.config
-        # Where the sequence is split, keys and values are gathered: every query needs all of them.
-        whole = spec("batch", None, "kv_heads", None)
-        k_BSKH, v_BSKH = reshard(k_BSKH, whole), reshard(v_BSKH, whole)
         if config.implementation == "reference":
-            mask = causal_mask(q_BTNH.shape[1], config.window, place.segments_BT)
+            # Where the sequence is split, keys and values are gathered: every query may need any of them.
+            k_BSKH, v_BSKH = all_gather(k_BTKH, "sequence", 1), all_gather(v_BTKH, "sequence", 1)
+            mask = causal_mask(token_index(q_BTNH.shape[1]), config.window, place.segments_BT)
             return attend(q_BTNH, k_BSKH, v_BSKH, mask, self._scale, config.soft_cap)
+        if ways("sequence") > 1:
+            raise ConfigError(f"attention implementation={config.implementation!r} cannot split the sequence; use 'reference'")
         same = None if place.segments_BT is None else _same_segment(place.segments_BT)
         window = None if config.window is None else (config.window - 1, 0)
         return jax.nn.dot_product_attention(
             q_BTNH,
-            k_BSKH,
-            v_BSKH,
+            k_BTKH,
+            v_BTKH,
             mask=same,
             scale=self._scale,
             is_causal=True,
@@ -184,9 +202,12 @@ class Attention(nnx.Module):
         )
 
 
-def causal_mask(length: int, window: int | None, segments_BT: Array | None) -> Array:
-    """bool [B or 1, 1, T, S]: whether query t sees key s: not later, within the window, in the same segment."""
-    t, s = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
+def causal_mask(index_T: Array, window: int | None, segments_BT: Array | None) -> Array:
+    """bool [B or 1, 1, T, S]: whether query t sees key s: not later, within the window, in the same segment.
+
+    `index_T` and `segments_BT` are those of this device's queries; keys are gathered along the sequence.
+    """
+    t, s = index_T[:, None], all_gather(index_T, "sequence", 0)[None, :]
     mask = s <= t
     if window is not None:
         mask = mask & (t - s < window)
@@ -197,7 +218,7 @@ def causal_mask(length: int, window: int | None, segments_BT: Array | None) -> A
 
 
 def _same_segment(segments_BT: Array) -> Array:
-    segments_BS = reshard(segments_BT, spec("batch", None))
+    segments_BS = all_gather(segments_BT, "sequence", 1)
     return segments_BT[:, None, :, None] == segments_BS[:, None, None, :]
 
 
@@ -208,7 +229,7 @@ def attend(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Array, scale: floa
     """
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    q_BTKGH = reshard(q_BTNH.reshape(B, T, K, N // K, H), spec("batch", "sequence", "kv_heads", None, None))
+    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * scale
     scores = jnp.where(mask[:, :, None, :, :], soft_cap(scores, cap), MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)

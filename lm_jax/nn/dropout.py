@@ -3,16 +3,22 @@
 import jax
 import jax.numpy as jnp
 
+from lm_jax.core.local import index, token_index
 from lm_jax.core.types import Array
 
 
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Zeros each element with probability `rate` and scales the rest by 1 / (1 - rate) (Srivastava et al. 2014).
+def dropout(x_BTD: Array, rate: float, key: Array | None) -> Array:
+    """Zeros each element of the residual stream with probability `rate` and scales the rest by 1 / (1 - rate).
 
-    Returns `x` itself when `key` is None or `rate` is 0.
+    Srivastava et al. 2014. Every token has a key of its own, so that the same elements are dropped on every mesh. Returns
+    `x_BTD` itself when `key` is None or `rate` is 0.
     """
     if key is None or rate == 0.0:
-        return x
-    sharding = jax.typeof(x).sharding
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=None if sharding.mesh.empty else sharding)
-    return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros((), x.dtype))
+        return x_BTD
+    B, T, D = x_BTD.shape
+    rows, tokens = index("batch") * B + jnp.arange(B), token_index(T, residual=True)
+    kept = lambda row, token: jax.random.bernoulli(  # noqa: E731
+        jax.random.fold_in(jax.random.fold_in(key, row), token), 1 - rate, (D,)
+    )
+    keep_BTD = jax.vmap(jax.vmap(kept, (None, 0)), (0, None))(rows, tokens)
+    return jnp.where(keep_BTD, x_BTD / jnp.asarray(1 - rate, x_BTD.dtype), jnp.zeros((), x_BTD.dtype))

@@ -1,17 +1,21 @@
 """Token embeddings at the bottom of a text model."""
 
 import dataclasses
+import functools
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lm_jax.core.config import Config
 from lm_jax.core.errors import ConfigError
-from lm_jax.core.param import param, weight
-from lm_jax.core.sharding import spec
+from lm_jax.core.local import index, part, sum_into, vary, varying
+from lm_jax.core.param import Shards, gather, param, scatter, shards
 from lm_jax.core.types import Array
 from lm_jax.nn.dropout import dropout
 from lm_jax.nn.init import Init
+from lm_jax.nn.linear import project
 from lm_jax.nn.norm import NormConfig
 from lm_jax.nn.positions import PositionTableConfig
 
@@ -49,21 +53,41 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens_BT: Array, positions_BT: Array, dtype: jnp.dtype, key: Array | None) -> Array:
         """Vectors [B, T, D] of `dtype` for int32 ids [B, T] at positions [B, T] or [1, T]."""
-        out = spec("batch", "sequence", None)
-        x_BTD = weight(self.table, dtype).at[tokens_BT].get(mode="clip", out_sharding=out)
+        size = self.table.shape[0]  # this device's part of the vocabulary
+        x_BTD = _look_up(self.table[...], tokens_BT - index("vocab") * size, dtype, shards(self.table))
+        x_BTD = sum_into(x_BTD, "vocab", "residual", 1)
         if self.config.scale != 1.0:
             x_BTD = x_BTD * jnp.asarray(self.config.scale, dtype)
         if self.positions is not None:
-            x_BTD = x_BTD + self.positions(positions_BT, dtype)
+            x_BTD = x_BTD + self.positions(part(positions_BT, "residual", 1), x_BTD)
         if self.norm is not None:
             x_BTD = self.norm(x_BTD)
         return dropout(x_BTD, self.config.dropout, key)
 
     def logits(self, x_BTD: Array) -> Array:
         """The tied output projection: float32 [B, T, V] (Press and Wolf 2017, arXiv:1608.05859)."""
-        table = weight(self.table, x_BTD.dtype)
-        out = spec("batch", "sequence", "vocab")
-        return jnp.einsum("BTD,VD->BTV", x_BTD, table, preferred_element_type=jnp.float32, out_sharding=out)
+        return project("BTD,VD->BTV", x_BTD, self.table, jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _look_up(table: Array, ids: Array, dtype: Any, where: Shards) -> Array:
+    """Rows of the table in `dtype`, 0 for ids outside it. The gradients of equal ids add up in float32."""
+    return gather(table, dtype, where).at[ids].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+
+
+def _look_up_forward(table, ids, dtype, where):
+    return _look_up(table, ids, dtype, where), (table, ids)
+
+
+def _look_up_backward(dtype, where, saved, g):
+    table, ids = saved
+    size = (table.shape[0], g.shape[-1])
+    sums = vary(jnp.zeros(size, jnp.float32), varying(g))
+    sums = sums.at[ids].add(g.astype(jnp.float32), mode="drop", wrap_negative_indices=False)
+    return scatter(sums, where, varying(table)).astype(table.dtype), None
+
+
+_look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 def soft_cap(x: Array, cap: float | None) -> Array:

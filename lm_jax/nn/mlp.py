@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm_jax.core.config import Config, check_choice, check_positive
+from lm_jax.core.local import all_gather, sum_into
 from lm_jax.core.param import param, weight
-from lm_jax.core.sharding import spec
 from lm_jax.core.types import Array
 from lm_jax.nn.init import Init, zeros
 from lm_jax.nn.linear import project
@@ -70,16 +70,13 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BTD: Array) -> Array:
         """[B, T, D] to [B, T, D] in the dtype of `x_BTD`."""
-        act, dtype = ACTIVATIONS[self.config.activation], x_BTD.dtype
-        h_BTF = project("BTD,DF->BTF", x_BTD, weight(self.up, dtype))
+        act = ACTIVATIONS[self.config.activation]
+        x_BTD = all_gather(x_BTD, "residual", 1)
+        h_BTF = project("BTD,DF->BTF", x_BTD, self.up)
         if self.up_bias is not None:
-            h_BTF = h_BTF + weight(self.up_bias, dtype)[None, None, :]
-        if self.gate is None:
-            h_BTF = act(h_BTF)
-        else:
-            h_BTF = act(project("BTD,DF->BTF", x_BTD, weight(self.gate, dtype))) * h_BTF
-        out = spec("batch", "sequence", None)
-        y_BTD = project("BTF,FD->BTD", h_BTF, weight(self.down, dtype), out)
+            h_BTF = h_BTF + weight(self.up_bias, h_BTF)[None, None, :]
+        h_BTF = act(h_BTF) if self.gate is None else act(project("BTD,DF->BTF", x_BTD, self.gate)) * h_BTF
+        y_BTD = sum_into(project("BTF,FD->BTD", h_BTF, self.down), "mlp", "residual", 1)
         if self.down_bias is not None:
-            y_BTD = y_BTD + weight(self.down_bias, dtype)[None, None, :]
+            y_BTD = y_BTD + weight(self.down_bias, y_BTD)[None, None, :]
         return y_BTD

@@ -46,12 +46,12 @@ class Norm(nnx.Module):
             y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.config.epsilon)
         if self.scale is not None:
-            y = y * _expand(self.scale, x.ndim)
+            y = y * _expand(self.scale, y)
         if self.bias is not None:
-            y = y + _expand(self.bias, x.ndim)
+            y = y + _expand(self.bias, y)
         return y.astype(x.dtype)
 
 
-def _expand(parameter: nnx.Param, ndim: int) -> Array:
-    value = weight(parameter, jnp.float32)
-    return value.reshape((1,) * (ndim - 1) + value.shape)
+def _expand(parameter: nnx.Param, y: Array) -> Array:
+    value = weight(parameter, y)
+    return value.reshape((1,) * (y.ndim - 1) + value.shape)

@@ -9,7 +9,6 @@ from flax import nnx
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import param, weight
-from lm_jax.core.sharding import spec
 from lm_jax.core.types import Array
 from lm_jax.nn.init import Init
 
@@ -74,14 +73,13 @@ class PositionTable(nnx.Module):
         shape, axes = (config.length, width), ("positions", "embed")
         self.table = param(rngs, init.embedding(), shape, axes) if config.kind == "learned" else None
 
-    def __call__(self, positions_BT: Array, dtype: jnp.dtype) -> Array:
-        """Position vectors [B, T, D] for int32 positions [B, T] or [1, T]."""
+    def __call__(self, positions_BT: Array, like: Array) -> Array:
+        """Position vectors [B, T, D], to be added to `like`, for int32 positions [B, T] or [1, T]."""
         if self.table is None:
-            table = jnp.asarray(sinusoids(self.config.length, self.width), dtype)
+            table = jnp.asarray(sinusoids(self.config.length, self.width), like.dtype)
         else:
-            table = weight(self.table, dtype)
-        batch = "batch" if positions_BT.shape[0] > 1 else None
-        return table.at[positions_BT].get(mode="clip", out_sharding=spec(batch, "sequence", None))
+            table = weight(self.table, like)
+        return table.at[positions_BT].get(mode="clip")
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:

@@ -9,7 +9,6 @@ from flax import nnx
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import stacked
-from lm_jax.core.sharding import reshard, spec
 from lm_jax.core.types import Array
 from lm_jax.nn.attention import Cache, CacheInfo, Place
 from lm_jax.nn.block import BlockConfig
@@ -94,9 +93,7 @@ class Stack(nnx.Module):
         """Empty caches for `batch_size` rows of up to `length` tokens."""
 
         def empty(block: BlockConfig) -> Cache:
-            heads = block.mixer.num_kv_heads or block.mixer.num_heads
-            shape = (self.config.repeats, batch_size, length, heads, block.mixer.size(width))
-            slots = reshard(jnp.zeros(shape, dtype), spec(None, "batch", None, "kv_heads", None))
-            return Cache(slots, slots)
+            shape = (self.config.repeats, batch_size, length, block.mixer.cached_heads(), block.mixer.size(width))
+            return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
         return tuple(empty(block) for block in self.config.pattern)

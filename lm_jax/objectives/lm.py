@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from lm_jax.core.config import Config
 from lm_jax.core.errors import ConfigError
+from lm_jax.core.local import all_max, all_sum, index, vary, varying, ways
 from lm_jax.core.types import Array, Batch, Mean
 from lm_jax.models.decoder import Decoder
 
@@ -42,7 +43,7 @@ class LM:
         """Sums over all positions, weighted by `batch["weights"]`, with the sum of the weights as count."""
         hidden = model(batch, key=key).hidden
         sums = token_sums(model, hidden, batch, self.config.chunks)
-        count = jnp.sum(batch["weights"])
+        count = all_sum(jnp.sum(batch["weights"]), "batch", "sequence")
         loss = sums["cross_entropy"] + self.config.z_loss * sums["z"]
         terms = {"loss": loss, "cross_entropy": sums["cross_entropy"], "accuracy": sums["correct"]}
         if self.config.z_loss:
@@ -51,30 +52,38 @@ class LM:
 
 
 def token_sums(model: Decoder, hidden_BTD: Array, batch: Batch, chunks: int) -> dict[str, Array]:
-    """Weighted float32 sums over the batch of "cross_entropy" (nats), "z" (log(Z)^2) and "correct" (greedy hits)."""
+    """Weighted float32 sums over the batch of "cross_entropy" (nats), "z" (log(Z)^2) and "correct" (greedy hits).
+
+    Each device scores its own part of the vocabulary; only sums and maxima over it are communicated, never the logits.
+    """
 
     def sums(hidden, targets, weights):
         logits = model.logits(hidden)
-        log_z = jax.nn.logsumexp(logits, axis=-1)
-        # A one-hot select keeps a vocabulary-sharded axis where it is, and its gradient is no scatter.
-        hit = jnp.arange(logits.shape[-1])[None, None, :] == targets[:, :, None]
-        target_logit = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
-        correct = (target_logit >= jnp.max(logits, axis=-1)).astype(jnp.float32)
+        top = all_max(jnp.max(logits, axis=-1), "vocab")
+        log_z = jnp.log(all_sum(jnp.sum(jnp.exp(logits - top[:, :, None]), axis=-1), "vocab")) + top
+        # A select by comparison, whose gradient is no scatter.
+        ids = index("vocab") * logits.shape[-1] + jnp.arange(logits.shape[-1])
+        hit = ids[None, None, :] == targets[:, :, None]
+        target_logit = all_sum(jnp.sum(jnp.where(hit, logits, 0.0), axis=-1), "vocab")
+        correct = (target_logit >= top).astype(jnp.float32)
         terms = {"cross_entropy": log_z - target_logit, "z": jnp.square(log_z), "correct": correct}
         return {name: jnp.sum(term * weights) for name, term in terms.items()}
 
-    T = hidden_BTD.shape[1]
     if chunks == 1:
-        return sums(hidden_BTD, batch["targets"], batch["weights"])
-    if T % chunks:
-        raise ConfigError(f"objective chunks={chunks} does not divide the row length {T}")
+        total = sums(hidden_BTD, batch["targets"], batch["weights"])
+    else:
+        body = lambda total, cut: (jax.tree.map(jnp.add, total, sums(*cut)), None)  # noqa: E731
+        cuts = (_cut(hidden_BTD, 1, chunks), *(_cut(batch[name], ways("residual"), chunks) for name in ("targets", "weights")))
+        zero = vary(jnp.zeros((), jnp.float32), varying(batch["weights"]))
+        start = {name: zero for name in ("cross_entropy", "z", "correct")}
+        total = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), start, cuts)[0]
+    return all_sum(total, "batch", "sequence")
 
-    def body(total, start):
-        cut = [
-            jax.lax.dynamic_slice_in_dim(x, start, T // chunks, axis=1) for x in (hidden_BTD, batch["targets"], batch["weights"])
-        ]
-        return jax.tree.map(jnp.add, total, sums(*cut)), None
 
-    zero = {name: jnp.zeros((), jnp.float32) for name in ("cross_entropy", "z", "correct")}
-    starts = jnp.arange(0, T, T // chunks)
-    return jax.lax.scan(jax.checkpoint(body, prevent_cse=False), zero, starts)[0]
+def _cut(x: Array, parts: int, chunks: int) -> Array:
+    """[B, T, ...] to [chunks, B, T / chunks, ...], where T consists of `parts` parts that are each cut into chunks."""
+    B, T = x.shape[:2]
+    if T % (parts * chunks):
+        raise ConfigError(f"objective chunks={chunks} does not divide the {T // parts} tokens of a row on a device")
+    x = x.reshape(B, parts, chunks, T // parts // chunks, *x.shape[2:])
+    return jnp.moveaxis(x, 2, 0).reshape(chunks, B, T // chunks, *x.shape[4:])

@@ -1,17 +1,20 @@
 """The train step: fixed for every model and objective."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from lm_jax.core.config import Config
 from lm_jax.core.errors import ConfigError
+from lm_jax.core.local import local_view, vary, varying
 from lm_jax.core.param import Params, logical_axes
-from lm_jax.core.sharding import reshard, spec
+from lm_jax.core.sharding import batch_specs, specs
 from lm_jax.core.types import Array, Batch, Mean
 from lm_jax.optim.base import Optimizer, clip_by_norm, update_ema
 
@@ -96,9 +99,21 @@ def train_step(
 
 
 def gradients(
+    params: Params, batch: Batch, key: Array, *, graph: nnx.GraphDef, objective: Objective, accumulate: int = 1
+) -> tuple[Params, dict[str, Mean]]:
+    """The gradient of the mean "loss" over the whole batch, sharded as the parameters are, and every term of the objective.
+
+    Each device works on its rows in a local view; `accumulate` micro-batches are run one after another.
+    """
+    local = functools.partial(_local_gradients, graph=graph, objective=objective, accumulate=accumulate)
+    shards, whole = specs(logical_axes(nnx.merge(graph, params))), PartitionSpec()
+    return local_view(local, (shards, batch_specs(batch), whole), (shards, whole))(params, batch, key)
+
+
+def _local_gradients(
     params: Params, batch: Batch, key: Array, *, graph: nnx.GraphDef, objective: Objective, accumulate: int
 ) -> tuple[Params, dict[str, Mean]]:
-    """The gradient of the mean "loss" over the whole batch, and every term summed over the micro-batches.
+    """`gradients` of this device's parts.
 
     Sums are differentiated and divided by the total count at the end, so micro-batches of unequal weight count right.
     """
@@ -116,17 +131,17 @@ def gradients(
             return jax.tree.map(jnp.add, carry, grad(params, *xs)), None
 
         xs = (jax.tree.map(lambda x: _micro_batches(x, accumulate), batch), jax.random.split(key, accumulate))
-        zeros = jax.tree.map(lambda x: jnp.zeros_like(x), jax.eval_shape(grad, params, *jax.tree.map(lambda x: x[0], xs)))
-        (grads, terms), _ = jax.lax.scan(body, zeros, xs)
+        terms = jax.eval_shape(grad, params, *jax.tree.map(lambda x: x[0], xs))[1]
+        no_grads = jax.tree.map(lambda p: vary(jnp.zeros_like(p), varying(p)), params)
+        no_terms = jax.tree.map(lambda term: jnp.zeros(term.shape, term.dtype), terms)
+        (grads, terms), _ = jax.lax.scan(body, (no_grads, no_terms), xs)
     scale = 1 / jnp.maximum(terms["loss"].count, 1e-30)
     return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), terms
 
 
 def _micro_batches(x: Array, parts: int) -> Array:
-    """[B, ...] to [parts, B / parts, ...]; every part takes its rows from all devices, so nothing moves."""
-    x = jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
-    names = (None, "batch", "sequence")[: x.ndim] + (None,) * (x.ndim - 3)
-    return reshard(x, spec(*names))
+    """[B, ...] to [parts, B / parts, ...]; on any mesh micro-batch i has the same rows of the global batch."""
+    return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
 
 
 def _square_sum(g: Array, axes: tuple[str, ...]) -> Array:

@@ -116,4 +116,4 @@ def test_logits_equal_transformers(arrays, name, config, params):
     loaded = params(arrays)
     assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda x: x.shape, loaded)
     got = logits(nnx.merge(graph, jax.tree.map(jnp.asarray, loaded)), arrays["tokens"])
-    np.testing.assert_allclose(got, arrays[f"{name}/logits"], atol=1e-5)
+    np.testing.assert_allclose(got, arrays[f"{name}/logits"], atol=2e-5)

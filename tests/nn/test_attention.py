@@ -43,7 +43,7 @@ SEGMENTS = np.array([[1] * 4 + [2] * 5, [1] * 1 + [2] * 6 + [3] * 2], np.int32)
 @pytest.mark.parametrize("cap", [None, 1.5])
 def test_attend_equals_a_loop(kv_heads, window, segments, cap):
     q, k, v = draw(kv_heads)
-    got = attend(q, k, v, causal_mask(T, window, segments), 0.7, cap)
+    got = attend(q, k, v, causal_mask(np.arange(T), window, segments), 0.7, cap)
     np.testing.assert_allclose(got, by_loop(q, k, v, 0.7, cap, window, segments), atol=1e-5)
 
 

@@ -53,5 +53,5 @@ def test_chunks_never_hold_the_whole_logits_and_give_the_same_gradient():
 
 
 def test_chunks_must_divide_the_row():
-    with pytest.raises(ConfigError, match="chunks=3 does not divide the row length 16"):
+    with pytest.raises(ConfigError, match="chunks=3 does not divide the 16 tokens"):
         LMConfig(chunks=3).build()(llama().build(jax.random.key(0)), jax.tree.map(jnp.asarray, batch()))

