@@ -28,6 +28,7 @@ from lm_jax.data.tokenizers import Tokenizer
 from lm_jax.evals.perplexity import PerplexityConfig, perplexity
 from lm_jax.infer.generate import generate
 from lm_jax.infer.sampling import SamplingConfig
+from lm_jax.nn.attend import Case, choose
 from lm_jax.optim.base import Optimizer
 from lm_jax.study.report import write_report
 from lm_jax.train.checkpoint import Checkpoints
@@ -108,7 +109,11 @@ def jit_step(experiment: Experiment, parts: Parts) -> Any:
 
 
 def check_mesh(experiment: Experiment, mesh: Mesh | AbstractMesh) -> None:
-    """Raises `ConfigError` where the layout does not divide a batch, a row or a parameter. Call it outside `use_mesh`."""
+    """Raises `ConfigError` where the layout does not divide a batch, a row or a parameter, or attention cannot run as asked.
+
+    Call it outside `use_mesh`.
+    """
+    attention_backends(experiment, mesh)
     data, layout, parts = experiment.data, experiment.layout, build(experiment)
     sizes = [("data.batch_size / step.accumulate", data.batch_size // experiment.step.accumulate, "batch")]
     sizes += [(f"batch_size of eval {e.name!r}", e.batch_size, "batch") for e in experiment.evals]
@@ -123,6 +128,18 @@ def check_mesh(experiment: Experiment, mesh: Mesh | AbstractMesh) -> None:
                 f"{name}={length} is not divisible by {pieces}: {sequence} devices of the sequence (2 slices each), {residual} of "
                 f"the residual stream, {chunks} chunks of the loss; {max(length // pieces, 1) * pieces} is"
             )
+
+
+def attention_backends(experiment: Experiment, mesh: Mesh | AbstractMesh) -> list[str]:
+    """For each block of the pattern, which attention backend runs and why. Raises `ConfigError` where the one named cannot."""
+    model, split_ways = experiment.model, experiment.layout.ways("sequence", mesh)
+    lines = []
+    for number, block in enumerate(model.stack.pattern):
+        spec = block.mixer.spec(model.width, segments=experiment.data.masks_documents())
+        case = Case(spec, jnp.dtype(model.dtype), block.mixer.size(model.width), split_ways, jax.default_backend())
+        name, why = choose(block.mixer.implementation, case)
+        lines.append(f"block {number}: {name} ({why})")
+    return lines
 
 
 def checksum(batch: Batch) -> int:
@@ -217,6 +234,8 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             progress: dict[str, Any] = {}
             message = f"{parts.num_params:,} parameters on {mesh.size} x {software['device_kind']}"
             log.event(0, "start", message, num_params=parts.num_params)
+            for line in attention_backends(experiment, mesh):
+                log.event(0, "attention", line)
         else:
             step, state = checkpoints.restore(like=abstract_state(experiment, parts, mesh))
             saved = checkpoints.record(step)

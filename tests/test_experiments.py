@@ -109,6 +109,11 @@ def test_the_record_rebuilds_the_config(name):
         (dict(dp=5), {}, r"batch_size / step.accumulate: batch=12 is not divisible by the 5 devices of dp=5; 10 or 15 is"),
         (dict(dp=4), {"step.accumulate": "2"}, r"batch=6 is not divisible by the 4"),
         (dict(dp=1, cp=4), {"data.length": "60"}, r"data.length=60 is not divisible by 8: 4 devices of the sequence"),
+        (
+            dict(dp=1),
+            {"model.stack.pattern[0].mixer.implementation": "cudnn"},
+            r"'cudnn' cannot compute this: it needs an NVIDIA GPU",
+        ),
         (dict(dp=1, cp=2, tp=2), {"objective.chunks": "16"}, r"data.length=64 is not divisible by 128: .* 16 chunks"),
     ],
 )

@@ -12,14 +12,13 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import all_gather, index, sum_into, token_index, ways
 from lm_jax.core.param import param, weight
 from lm_jax.core.types import Array
-from lm_jax.nn.embedding import soft_cap
+from lm_jax.nn.attend import IMPLEMENTATIONS, attend
 from lm_jax.nn.init import Init, zeros
+from lm_jax.nn.kernels.reference import masked_attention
+from lm_jax.nn.kernels.spec import AttentionSpec, Tokens
 from lm_jax.nn.linear import project
 from lm_jax.nn.norm import NormConfig
 from lm_jax.nn.positions import RotaryConfig
-
-# Finite, so that a query that sees nothing (padding) gives a uniform row and not a NaN.
-MASKED = -1e30
 
 
 class Place(NamedTuple):
@@ -58,7 +57,8 @@ class AttentionConfig(Config):
     | soft_cap | scores pass through cap * tanh(score / cap) | Gemma 2, arXiv:2408.00118 |
     | scale | of the scores; None: head_dim ** -0.5 | |
     | bias, output_bias | on the query, key and value projections; on the output projection | |
-    | implementation | "reference" (below), or "xla" / "cudnn" of `jax.nn.dot_product_attention` | |
+    | sinks | a learned score per head that takes weight but has no value | arXiv:2309.17453 |
+    | implementation | "auto", or a backend of `nn/attend.py` by name | |
     """
 
     num_heads: int = 12
@@ -71,19 +71,18 @@ class AttentionConfig(Config):
     scale: float | None = None
     bias: bool = False
     output_bias: bool = False
-    implementation: str = "reference"
+    sinks: bool = False
+    implementation: str = "auto"
 
     def validate(self) -> None:
-        """Raises `ConfigError` where heads do not divide or the implementation lacks a feature."""
-        check_choice("implementation", self.implementation, ("reference", "xla", "cudnn"))
+        """Raises `ConfigError` where heads do not divide or the implementation is unknown."""
+        check_choice("implementation", self.implementation, IMPLEMENTATIONS)
         check_positive(self, "num_heads")
         for name in ("num_kv_heads", "head_dim", "window", "soft_cap", "scale"):
             if getattr(self, name) is not None:
                 check_positive(self, name)
         if self.num_heads % (self.num_kv_heads or self.num_heads):
             raise ConfigError(f"num_heads={self.num_heads} is not divisible by num_kv_heads={self.num_kv_heads}")
-        if self.soft_cap is not None and self.implementation != "reference":
-            raise ConfigError(f"soft_cap needs implementation='reference', not {self.implementation!r}")
 
     def size(self, width: int) -> int:
         """The head size H. Raises `ConfigError` when the heads do not divide `width`."""
@@ -96,6 +95,11 @@ class AttentionConfig(Config):
                 f"take a divisor of {width} (such as {near}) or set head_dim"
             )
         return width // self.num_heads
+
+    def spec(self, width: int, *, segments: bool) -> AttentionSpec:
+        """What the layer computes for inputs of `width`."""
+        scale = self.scale or self.size(width) ** -0.5
+        return AttentionSpec(scale=scale, window=self.window, soft_cap=self.soft_cap, segments=segments, sinks=self.sinks)
 
     def cached_heads(self) -> int:
         """How many key-value heads a cache holds on this device."""
@@ -133,6 +137,7 @@ class Attention(nnx.Module):
         self.key_bias = param(rngs, zeros, (K, H), kv) if config.bias else None
         self.value_bias = param(rngs, zeros, (K, H), kv) if config.bias else None
         self.output_bias = param(rngs, zeros, (D,), ("embed",)) if config.output_bias else None
+        self.sinks = param(rngs, zeros, (N,), ("heads",)) if config.sinks else None
         self.query_norm = None if config.qk_norm is None else config.qk_norm.build(rngs, H, "head_dim")
         self.key_norm = None if config.qk_norm is None else config.qk_norm.build(rngs, H, "head_dim")
 
@@ -150,20 +155,19 @@ class Attention(nnx.Module):
             q_BTNH = self.config.rotary.rotate(q_BTNH, place.positions_BT)
             k_BTKH = self.config.rotary.rotate(k_BTKH, place.positions_BT)
         k_BTKH, v_BTKH = self._for_these_heads(k_BTKH), self._for_these_heads(v_BTKH)
+        spec = self.config.spec(x_BTD.shape[-1], segments=place.segments_BT is not None)
+        sinks_N = None if self.sinks is None else weight(self.sinks, q_BTNH, jnp.float32)
         if cache is None or info is None:
-            y_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, place)
+            tokens = Tokens(token_index(q_BTNH.shape[1]), place.segments_BT)
+            y_BTNH = attend(self.config.implementation, spec, q_BTNH, k_BTKH, v_BTKH, tokens, tokens, sinks_N)
         else:
             cache = Cache(_write(cache.keys, k_BTKH, info.index), _write(cache.values, v_BTKH, info.index))
-            mask = _cache_mask(info, place, self.config.window)
-            y_BTNH = attend(q_BTNH, cache.keys, cache.values, mask, self._scale, self.config.soft_cap)
+            mask = _cache_mask(info, place, spec.window)
+            y_BTNH = masked_attention(q_BTNH, cache.keys, cache.values, mask, spec.scale, spec.soft_cap, sinks_N)
         y_BTD = sum_into(project("BTNH,NHD->BTD", y_BTNH, self.output), "heads", "residual", 1)
         if self.output_bias is not None:
             y_BTD = y_BTD + weight(self.output_bias, y_BTD)[None, None, :]
         return y_BTD, cache
-
-    @property
-    def _scale(self) -> float:
-        return self.config.scale or self.query.shape[-1] ** -0.5
 
     def _project(self, x_BTD: Array, matrix: nnx.Param, bias: nnx.Param | None) -> Array:
         y_BTNH = project("BTD,DNH->BTNH", x_BTD, matrix)
@@ -179,62 +183,6 @@ class Attention(nnx.Module):
         group = queries * ways("heads") // k_BTKH.shape[2]
         return jnp.take(k_BTKH, (index("heads") * queries + jnp.arange(queries)) // group, axis=2)
 
-    def _attend(self, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, place: Place) -> Array:
-        config = self.config
-        if config.implementation == "reference":
-            # Where the sequence is split, keys and values are gathered: every query may need any of them.
-            k_BSKH, v_BSKH = all_gather(k_BTKH, "sequence", 1), all_gather(v_BTKH, "sequence", 1)
-            mask = causal_mask(token_index(q_BTNH.shape[1]), config.window, place.segments_BT)
-            return attend(q_BTNH, k_BSKH, v_BSKH, mask, self._scale, config.soft_cap)
-        if ways("sequence") > 1:
-            raise ConfigError(f"attention implementation={config.implementation!r} cannot split the sequence; use 'reference'")
-        same = None if place.segments_BT is None else _same_segment(place.segments_BT)
-        window = None if config.window is None else (config.window - 1, 0)
-        return jax.nn.dot_product_attention(
-            q_BTNH,
-            k_BTKH,
-            v_BTKH,
-            mask=same,
-            scale=self._scale,
-            is_causal=True,
-            local_window_size=window,
-            implementation=config.implementation,
-        )
-
-
-def causal_mask(index_T: Array, window: int | None, segments_BT: Array | None) -> Array:
-    """bool [B or 1, 1, T, S]: whether query t sees key s: not later, within the window, in the same segment.
-
-    `index_T` and `segments_BT` are those of this device's queries; keys are gathered along the sequence.
-    """
-    t, s = index_T[:, None], all_gather(index_T, "sequence", 0)[None, :]
-    mask = s <= t
-    if window is not None:
-        mask = mask & (t - s < window)
-    mask = mask[None, None, :, :]
-    if segments_BT is not None:
-        mask = mask & _same_segment(segments_BT)
-    return mask
-
-
-def _same_segment(segments_BT: Array) -> Array:
-    segments_BS = all_gather(segments_BT, "sequence", 1)
-    return segments_BT[:, None, :, None] == segments_BS[:, None, None, :]
-
-
-def attend(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask: Array, scale: float, cap: float | None = None) -> Array:
-    """softmax(scale q k^T, masked) v with float32 scores; [B, T, N, H] in the dtype of `q_BTNH`.
-
-    Query heads are grouped over the K key-value heads in order. `mask` is bool, broadcastable to [B, 1, T, S].
-    """
-    B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * scale
-    scores = jnp.where(mask[:, :, None, :, :], soft_cap(scores, cap), MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BSKH).reshape(B, T, N, H)
-
 
 def _write(slots: Array, new: Array, index: Array) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(slots, new, index, axis=1)
@@ -246,5 +194,5 @@ def _cache_mask(info: CacheInfo, place: Place, window: int | None) -> Array:
     t, s = info.index + jnp.arange(T)[:, None], jnp.arange(S)[None, :]
     reach = info.limit if window is None else jnp.minimum(info.limit, window)
     mask = (s <= t) & (t - s < reach)
-    same = place.segments_BT[:, None, :, None] == info.segments_BS[:, None, None, :]
-    return mask[None, None, :, :] & same
+    same = place.segments_BT[:, :, None] == info.segments_BS[:, None, :]
+    return mask[None, :, :] & same

@@ -7,10 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from lm_jax.core.local import settle, varying
 from lm_jax.core.param import Shards, gather, scatter, shards
 from lm_jax.core.types import Array
+
+PROJECTION = "projection"  # what rematerialisation policies call the results
 
 
 def project(equation: str, x: Array, parameter: nnx.Param, dtype: Any = None) -> Array:
@@ -20,7 +23,7 @@ def project(equation: str, x: Array, parameter: nnx.Param, dtype: Any = None) ->
     float32 before it is summed over devices. Where `x` is split along its contracted dimension, so is the parameter, and the
     result is this device's term of the sum.
     """
-    return _project(x, parameter[...], equation, dtype or x.dtype, shards(parameter))
+    return checkpoint_name(_project(x, parameter[...], equation, dtype or x.dtype, shards(parameter)), PROJECTION)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

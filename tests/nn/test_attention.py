@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm_jax.nn.attention import AttentionConfig, Place, attend, causal_mask
+from lm_jax.nn.attend import attend
+from lm_jax.nn.attention import AttentionConfig, Place
+from lm_jax.nn.kernels.reference import masked_attention
+from lm_jax.nn.kernels.spec import AttentionSpec, Tokens
 from tests.models_for_tests import LOUD
 
 T, N, H = 9, 4, 6
 
 
-def by_loop(q, k, v, scale, cap=None, window=None, segments=None):
+def by_loop(q, k, v, scale, cap=None, window=None, segments=None, sinks=None):
     """softmax(scale q k^T) v, one query and head at a time."""
     out = np.zeros(q.shape)
     for b, t, n in np.ndindex(q.shape[:3]):
@@ -24,8 +27,8 @@ def by_loop(q, k, v, scale, cap=None, window=None, segments=None):
         scores = scale * np.array([q[b, t, n] @ k[b, s, kv] for s in seen])
         if cap is not None:
             scores = cap * np.tanh(scores / cap)
-        weights = np.exp(scores - scores.max())
-        out[b, t, n] = weights / weights.sum() @ v[b, seen, kv]
+        weights = np.exp(scores)
+        out[b, t, n] = weights / (weights.sum() + (0 if sinks is None else np.exp(sinks[n]))) @ v[b, seen, kv]
     return out
 
 
@@ -34,22 +37,29 @@ def draw(kv_heads, seed=0):
     return [rng.normal(size=(2, T, heads, H)).astype(np.float32) for heads in (N, kv_heads, kv_heads)]
 
 
+SINKS = np.array([-1.0, 0.0, 0.5, 2.0], np.float32)
 SEGMENTS = np.array([[1] * 4 + [2] * 5, [1] * 1 + [2] * 6 + [3] * 2], np.int32)
+
+
+def case(window, segments, cap, sinks):
+    spec = AttentionSpec(scale=0.7, window=window, soft_cap=cap, segments=segments is not None, sinks=sinks is not None)
+    return spec, Tokens(np.arange(T, dtype=np.int32), segments)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
 @pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["one", "packed"])
-@pytest.mark.parametrize("cap", [None, 1.5])
-def test_attend_equals_a_loop(kv_heads, window, segments, cap):
+@pytest.mark.parametrize(("cap", "sinks"), [(None, None), (1.5, None), (None, SINKS)], ids=["plain", "cap", "sinks"])
+def test_the_reference_equals_a_loop(kv_heads, window, segments, cap, sinks):
     q, k, v = draw(kv_heads)
-    got = attend(q, k, v, causal_mask(np.arange(T), window, segments), 0.7, cap)
-    np.testing.assert_allclose(got, by_loop(q, k, v, 0.7, cap, window, segments), atol=1e-5)
+    spec, tokens = case(window, segments, cap, sinks)
+    got = attend("reference", spec, q, k, v, tokens, tokens, sinks)
+    np.testing.assert_allclose(got, by_loop(q, k, v, 0.7, cap, window, segments, sinks), atol=1e-5)
 
 
 def test_a_query_that_sees_nothing_is_finite():
     q, k, v = draw(N)
-    out = attend(q, k, v, np.zeros((1, 1, T, T), bool), 1.0)
+    out = masked_attention(q, k, v, np.zeros((1, T, T), bool), 1.0, None)
     np.testing.assert_allclose(out, np.broadcast_to(v.mean(1, keepdims=True), v.shape), atol=1e-5)
 
 

@@ -19,7 +19,7 @@ from lm_jax.nn.linear import project
 from lm_jax.nn.mlp import ACTIVATIONS, MLPConfig
 from lm_jax.nn.norm import NormConfig
 from lm_jax.nn.positions import PositionTableConfig, RotaryConfig, sinusoids
-from lm_jax.nn.stack import StackConfig
+from lm_jax.nn.stack import REMAT, StackConfig
 from tests.models_for_tests import LOUD
 
 RNG = np.random.default_rng(0)
@@ -188,7 +188,7 @@ def test_every_layer_is_drawn_apart_and_scanning_is_a_loop():
     np.testing.assert_allclose(stack(X, PLACE, key=key)[0], x, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("change", [dict(unroll=2), dict(unroll=3), dict(remat="full")])
+@pytest.mark.parametrize("change", [dict(unroll=2), dict(unroll=3), *(dict(remat=name) for name in REMAT)])
 def test_unrolling_and_recomputation_change_no_gradient(change):
     block = BlockConfig(mixer=AttentionConfig(num_heads=2), feed_forward=MLPConfig(hidden=24))
     plain = StackConfig(pattern=(block,), repeats=3)
@@ -218,7 +218,7 @@ def test_unrolling_and_recomputation_change_no_gradient(change):
         StackConfig(pattern=()),
         StackConfig(remat="some"),
         AttentionConfig(num_heads=4, num_kv_heads=3),
-        AttentionConfig(soft_cap=5.0, implementation="xla"),
+        AttentionConfig(implementation="flash"),
     ],
 )
 def test_bad_values_are_refused(bad):

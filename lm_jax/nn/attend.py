@@ -1,0 +1,120 @@
+"""Which code computes an attention, and why: a table of backends, each of which says what it cannot do.
+
+What was asked for is computed or refused: there is no fallback to another backend than the one named, and no mask is dropped.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.local import ways
+from lm_jax.core.types import Array
+from lm_jax.nn.kernels.reference import reference
+from lm_jax.nn.kernels.ring import ring
+from lm_jax.nn.kernels.spec import ATTENTION, AttentionSpec, Tokens, visible
+
+
+class Case(NamedTuple):
+    """What a backend is asked to do."""
+
+    spec: AttentionSpec
+    dtype: Any
+    head_dim: int
+    sequence: int  # over how many devices the tokens of a row are split
+    platform: str  # "cpu", "gpu" or "tpu"
+
+
+class Backend(NamedTuple):
+    """`run(spec, q, k, v, queries, keys, sinks)`, and `refuses(case)`: why not, or None."""
+
+    run: Callable[..., Array]
+    refuses: Callable[[Case], str | None]
+
+
+def _dot_product(implementation: str) -> Callable[..., Array]:
+    def run(spec, q_BTNH, k_BSKH, v_BSKH, queries, keys, sinks_N):
+        window = None if spec.window is None else (spec.window - 1, 0 if spec.causal else spec.window - 1)
+        mask = None
+        if spec.segments:
+            only_segments = AttentionSpec(scale=spec.scale, causal=False, segments=True)
+            mask = visible(only_segments, queries, keys)[:, None, :, :]
+        return jax.nn.dot_product_attention(
+            q_BTNH,
+            k_BSKH,
+            v_BSKH,
+            mask=mask,
+            scale=spec.scale,
+            is_causal=spec.causal,
+            local_window_size=window,
+            implementation=implementation,
+        )
+
+    return run
+
+
+def _xla_refuses(case: Case) -> str | None:
+    if case.spec.soft_cap is not None or case.spec.sinks:
+        return "jax.nn.dot_product_attention has neither soft-cap nor sinks"
+    if case.sequence > 1:
+        return "it cannot split the sequence"
+    return None
+
+
+def _cudnn_refuses(case: Case) -> str | None:
+    if case.platform != "gpu":
+        return f"it needs an NVIDIA GPU, and this is a {case.platform}"
+    if case.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"it needs bfloat16, not {case.dtype}"
+    if case.head_dim % 8 or case.head_dim > 128:
+        return f"it needs a head size that is a multiple of 8 and at most 128, not {case.head_dim}"
+    return _xla_refuses(case)
+
+
+BACKENDS = {
+    "reference": Backend(reference, lambda case: None),
+    "ring": Backend(ring, lambda case: "keys of another sequence do not travel" if case.spec.cross else None),
+    "xla": Backend(_dot_product("xla"), _xla_refuses),
+    "cudnn": Backend(_dot_product("cudnn"), _cudnn_refuses),
+}
+IMPLEMENTATIONS = ("auto", *BACKENDS)
+
+
+def choose(implementation: str, case: Case) -> tuple[str, str]:
+    """(backend, why). Raises `ConfigError` when the one that is named cannot do it.
+
+    "auto" takes the ring where the sequence is split, cuDNN where it can, and else the reference.
+    """
+    if implementation != "auto":
+        problem = BACKENDS[implementation].refuses(case)
+        if problem:
+            raise ConfigError(f"attention implementation={implementation!r} cannot compute this: {problem}; {case.spec}")
+        return implementation, "as asked"
+    if case.sequence > 1:
+        problem = BACKENDS["ring"].refuses(case)
+        if problem is None:
+            return "ring", f"the sequence is split {case.sequence} ways"
+        return "reference", f"not ring: {problem}"
+    problem = BACKENDS["cudnn"].refuses(case)
+    return ("cudnn", "fastest on this GPU") if problem is None else ("reference", f"not cudnn: {problem}")
+
+
+def attend(
+    implementation: str,
+    spec: AttentionSpec,
+    q_BTNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    queries: Tokens,
+    keys: Tokens,
+    sinks_N: Array | None = None,
+) -> Array:
+    """[B, T, N, H] in the dtype of `q_BTNH`, by the backend that `choose` gives; in a local view of this device's tokens."""
+    assert spec.segments == (queries.segments is not None) == (keys.segments is not None)
+    assert spec.sinks == (sinks_N is not None)
+    case = Case(spec, q_BTNH.dtype, q_BTNH.shape[-1], ways("sequence"), jax.default_backend())
+    name, _ = choose(implementation, case)
+    return checkpoint_name(BACKENDS[name].run(spec, q_BTNH, k_BSKH, v_BSKH, queries, keys, sinks_N), ATTENTION)

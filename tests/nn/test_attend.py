@@ -1,0 +1,105 @@
+"""Every backend that runs here against the reference, over the whole truth table of what an attention may be asked for."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.local import local_view, token_index
+from lm_jax.core.sharding import Layout, MeshShape, shard_batch, spec, use_mesh
+from lm_jax.nn.attend import BACKENDS, Case, attend, choose
+from lm_jax.nn.kernels.spec import AttentionSpec, Tokens
+
+B, T, N, H = 2, 16, 4, 8
+TRUTH = [
+    dict(zip(("causal", "window", "segments", "soft_cap", "sinks", "kv_heads"), row, strict=True))
+    for row in itertools.product((True, False), (None, 5), (False, True), (None, 1.5), (False, True), (1, 4))
+]
+SEGMENTS = np.array([[1] * 5 + [2] * 9 + [0] * 2, [1] * 2 + [2] * 3 + [3] * 11], np.int32)
+
+
+def arrays(kv_heads):
+    rng = np.random.default_rng(0)
+    q, k, v, dy = (rng.normal(size=(B, T, heads, H)).astype(np.float32) for heads in (N, kv_heads, kv_heads, N))
+    return {"q": q, "k": k, "v": v, "dy": dy}, rng.normal(size=N).astype(np.float32)
+
+
+def run(implementation, row, mesh=None):
+    """(y, gradients of q, k, v and sinks), rows in their own order."""
+    data, sinks = arrays(row["kv_heads"])
+    fields = {name: row[name] for name in ("causal", "window", "segments", "soft_cap", "sinks")}
+    what = AttentionSpec(scale=0.5, **fields)
+    sinks = sinks if row["sinks"] else None
+
+    def local(data, segments, sinks):
+        tokens = Tokens(token_index(data["q"].shape[1]), segments if row["segments"] else None)
+
+        def loss(q, k, v, sinks):
+            y = attend(implementation, what, q, k, v, tokens, tokens, sinks)
+            return jnp.vdot(y, data["dy"]), y
+
+        grads, y = jax.grad(loss, (0, 1, 2, 3), has_aux=True)(data["q"], data["k"], data["v"], sinks)
+        return {"y": y, "q": grads[0], "k": grads[1], "v": grads[2]}, grads[3]
+
+    if mesh is None:
+        return jax.jit(local)(data, SEGMENTS, sinks)
+    layout = Layout()
+    with use_mesh(mesh, layout):
+        tokens, heads = spec("batch", "sequence", None, None), spec(None)
+        placed = shard_batch(data | {"index": np.broadcast_to(np.arange(T), (B, T)), "segments": SEGMENTS}, mesh, layout)
+        order = np.asarray(placed.pop("index"))[0]
+        segments = placed.pop("segments")
+        on_mesh = local_view(local, (tokens, spec("batch", "sequence"), heads), (tokens, heads))
+        results, dsinks = jax.jit(on_mesh)(placed, segments, sinks)
+    return jax.tree.map(lambda x: np.asarray(x)[:, np.argsort(order)], results), dsinks
+
+
+@pytest.mark.parametrize("row", TRUTH, ids=lambda row: "-".join(map(str, row.values())))
+def test_backends_equal_the_reference(row):
+    expected = run("reference", row)
+    what = AttentionSpec(scale=0.5, **{name: row[name] for name in ("causal", "window", "segments", "soft_cap", "sinks")})
+    for name, backend in BACKENDS.items():
+        if backend.refuses(Case(what, jnp.dtype("float32"), H, 1, "cpu")) is None:
+            compare(run(name, row), expected)
+
+
+@pytest.mark.parametrize("name", ["ring", "reference"])
+@pytest.mark.parametrize("row", TRUTH[::3], ids=lambda row: "-".join(map(str, row.values())))
+def test_a_split_sequence_equals_one_device(row, name):
+    compare(run(name, row, MeshShape(dp=2, cp=4).build()), run("reference", row))
+
+
+def compare(got, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, expected)
+
+
+def case(**fields):
+    defaults = dict(spec=AttentionSpec(scale=1.0), dtype=jnp.dtype("bfloat16"), head_dim=64, sequence=1, platform="gpu")
+    return Case(**(defaults | fields))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "problem"),
+    [
+        ("cudnn", dict(platform="cpu"), "needs an NVIDIA GPU, and this is a cpu"),
+        ("cudnn", dict(dtype=jnp.dtype("float32")), "needs bfloat16"),
+        ("cudnn", dict(head_dim=256), "at most 128, not 256"),
+        ("cudnn", dict(spec=AttentionSpec(scale=1.0, soft_cap=30.0)), "neither soft-cap nor sinks"),
+        ("xla", dict(spec=AttentionSpec(scale=1.0, sinks=True)), "neither soft-cap nor sinks"),
+        ("xla", dict(sequence=4), "cannot split the sequence"),
+        ("ring", dict(spec=AttentionSpec(scale=1.0, causal=False, cross=True)), "do not travel"),
+    ],
+)
+def test_what_a_backend_cannot_do_is_refused(name, fields, problem):
+    with pytest.raises(ConfigError, match=problem):
+        choose(name, case(**fields))
+
+
+def test_auto_says_what_runs_and_why():
+    assert choose("auto", case())[0] == "cudnn"
+    assert choose("auto", case(platform="cpu")) == ("reference", "not cudnn: it needs an NVIDIA GPU, and this is a cpu")
+    assert choose("auto", case(sequence=4)) == ("ring", "the sequence is split 4 ways")
+    assert choose("auto", case(sequence=4, spec=AttentionSpec(scale=1.0, causal=False, cross=True)))[0] == "reference"
