@@ -67,10 +67,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable]]:
     add("report", _report, "write the run's report.html", workdir=True)
     add("doctor", _doctor, "print versions and devices, and what is wrong with the installation")
     sub = add("verify", _verify, "prove a property of an experiment by running it", config=True)
-    sub.add_argument("what", choices=("resume",))
-    sub.add_argument("--steps", type=int, default=30, help="how many steps to train")
-    sub.add_argument("--kills", type=int, default=1, help="how often to kill the run")
-    sub.add_argument("--seed", type=int, default=0, help="decides when")
+    sub.add_argument("what", choices=("resume", "mesh"))
+    sub.add_argument("--steps", type=int, default=30, help="for resume: how many steps to train")
+    sub.add_argument("--kills", type=int, default=1, help="for resume: how often to kill the run")
+    sub.add_argument("--seed", type=int, default=0, help="for resume: decides when")
+    sub.add_argument("--devices", type=int, default=8, help="for mesh, on a CPU: how many devices to pretend")
     return parser, commands
 
 
@@ -91,6 +92,10 @@ def _train(options: argparse.Namespace, configs: list[str]) -> int:
     except NotFiniteError as error:
         print(f"lm-jax: {error}", file=sys.stderr)
         return 70
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        distributed.leave(error)
     if jax.process_index() == 0:
         print(f"run page: {(options.workdir / 'report.html').resolve()}")
     return code
@@ -174,6 +179,12 @@ def _doctor(options: argparse.Namespace, configs: list[str]) -> int:
 
 
 def _verify(options: argparse.Namespace, configs: list[str]) -> int:
+    if options.what == "mesh":
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(options.devices))
+        from lm_jax.config import load_experiment
+        from lm_jax.verify_mesh import verify_mesh
+
+        return verify_mesh(load_experiment(configs))
     from lm_jax.verify import verify_resume
 
     if options.steps < 1 or options.kills < 0:

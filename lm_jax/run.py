@@ -15,12 +15,13 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from lm_jax.config import Experiment
-from lm_jax.core.config import to_json
+from lm_jax.core.config import flatten, to_json
+from lm_jax.core.distributed import check_same
 from lm_jax.core.errors import ConfigError, StorageError
 from lm_jax.core.files import write_json
 from lm_jax.core.hardware import peak_flops
 from lm_jax.core.param import Params, logical_axes, split
-from lm_jax.core.sharding import Layout, check_divisible, parameter_sizes, shard_batch, use_mesh
+from lm_jax.core.sharding import Layout, check_divisible, local_rows, parameter_sizes, shard_batch, use_mesh
 from lm_jax.core.types import Batch
 from lm_jax.data.loader import Loader, Prefetcher
 from lm_jax.data.text import PreparedText
@@ -114,6 +115,8 @@ def check_mesh(experiment: Experiment, mesh: Mesh | AbstractMesh) -> None:
     Call it outside `use_mesh`.
     """
     attention_backends(experiment, mesh)
+    if experiment.layout.ways("layers", mesh) > 1:
+        raise ConfigError("layers cannot be split over devices yet (no pipeline schedule): set mesh.pp=1")
     data, layout, parts = experiment.data, experiment.layout, build(experiment)
     sizes = [("data.batch_size / step.accumulate", data.batch_size // experiment.step.accumulate, "batch")]
     sizes += [(f"batch_size of eval {e.name!r}", e.batch_size, "batch") for e in experiment.evals]
@@ -181,6 +184,7 @@ def _check_samples(experiment: Experiment, tokenizer: Tokenizer) -> None:
 
 def train(experiment: Experiment, workdir: Path) -> int:
     """Trains in `workdir` until done, from its latest good checkpoint when it has one. Returns the exit code."""
+    check_same(flatten(experiment))
     mesh = experiment.mesh.build()
     check_mesh(experiment, mesh)
     try:
@@ -190,7 +194,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
     with RunLock(workdir, enabled=jax.process_index() == 0), use_mesh(mesh, experiment.layout):
         parts = build(experiment)
         data = prepare(experiment)
-        loader = data.train_loader(jax.process_index(), jax.process_count())
+        loader = data.train_loader(local_rows(experiment.data.batch_size, mesh, experiment.layout))
         claim_config(workdir, experiment)
         try:
             code = _train(experiment, workdir, mesh, parts, data, loader)
@@ -242,12 +246,11 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             _check_same_data(saved, record, workdir)
             progress = saved["progress"]
             log.event(step, "resume", f"continues from step {step}")
+        place = functools.partial(shard_batch, mesh=mesh, layout=experiment.layout, num_rows=experiment.data.batch_size)
         trainer = Trainer(
             config=experiment.train,
             step_fn=jit_step(experiment, parts),
-            batches=lambda start: Prefetcher(
-                loader, start, transfer=lambda batch: (shard_batch(batch, mesh, experiment.layout), checksum(batch))
-            ),
+            batches=lambda start: Prefetcher(loader, start, transfer=lambda batch: (place(batch), checksum(batch))),
             documents=lambda step: ["; ".join(map(str, row)) for row in loader.documents(step)],
             evals=[_scheduled(e, parts, data, mesh, experiment.layout) for e in experiment.evals],
             sampler=_sampler(experiment, parts, data.tokenizer, mesh, log),
@@ -314,10 +317,9 @@ def evaluate_split(
         batch_size=config.batch_size,
         length=config.length,
         stride=config.stride,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=slice(None) if mesh is None else local_rows(config.batch_size, mesh, layout),
     )
-    put = (lambda batch: batch) if mesh is None else (lambda batch: shard_batch(batch, mesh, layout))
+    put = (lambda batch: batch) if mesh is None else (lambda batch: shard_batch(batch, mesh, layout, config.batch_size))
     return perplexity(graph, params, map(put, batches), data.num_bytes(config.split), config.chunks)
 
 

@@ -114,6 +114,7 @@ def test_the_record_rebuilds_the_config(name):
             {"model.stack.pattern[0].mixer.implementation": "cudnn"},
             r"'cudnn' cannot compute this: it needs an NVIDIA GPU",
         ),
+        (dict(dp=1, pp=2), {}, "set mesh.pp=1"),
         (dict(dp=1, cp=2, tp=2), {"objective.chunks": "16"}, r"data.length=64 is not divisible by 128: .* 16 chunks"),
     ],
 )

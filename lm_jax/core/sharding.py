@@ -172,17 +172,32 @@ def token_order(length: int, num_parts: int) -> np.ndarray:
     return np.concatenate([slices[0], slices[1, ::-1]], axis=1).reshape(-1)
 
 
-def shard_batch(batch: Batch, mesh: Mesh, layout: Layout) -> Batch:
-    """Puts this process's rows of a batch (NumPy, [B_local, T, ...]) on the mesh as global arrays [B, T, ...].
+def local_rows(num_rows: int, mesh: Mesh, layout: Layout) -> slice:
+    """Which rows of a global batch the devices of this process hold."""
+    where = NamedSharding(mesh, layout.spec(("batch",), mesh)).addressable_devices_indices_map((num_rows,))
+    bounds = [index[0].indices(num_rows) for index in where.values()]
+    return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
 
-    Where the layout splits rows, their tokens are put in `token_order`.
+
+def shard_batch(batch: Batch, mesh: Mesh, layout: Layout, num_rows: int | None = None) -> Batch:
+    """Puts this process's `local_rows` of a batch (NumPy, [rows, T, ...]) on the mesh as global arrays [num_rows, T, ...].
+
+    With `num_rows` None these are all rows. Where the layout splits rows, their tokens are put in `token_order`.
     """
     num_parts = layout.ways("sequence", mesh)
 
     def put(x: np.ndarray) -> Array:
+        total = len(x) if num_rows is None else num_rows
+        first = 0 if num_rows is None else local_rows(num_rows, mesh, layout).start
         if num_parts > 1:
             x = x[:, token_order(x.shape[1], num_parts)]
-        return jax.make_array_from_process_local_data(NamedSharding(mesh, layout.spec(_batch_names(x), mesh)), x)
+
+        def rows_of_a_device(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(total)
+            return x[(slice(start - first, stop - first), *index[1:])]
+
+        sharding = NamedSharding(mesh, layout.spec(_batch_names(x), mesh))
+        return jax.make_array_from_callback((total, *x.shape[1:]), sharding, rows_of_a_device)
 
     return {name: put(value) for name, value in batch.items()}
 

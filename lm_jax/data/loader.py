@@ -64,18 +64,15 @@ class Loader:
         batch_size: int,
         seed: int = 0,
         document_mask: bool = False,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: slice = slice(None),
     ):
-        """A loader of which this process takes part `process_index` of `process_count` equal parts of every batch.
+        """A loader of which this process takes the given `rows` of every batch.
 
         Raises `ConfigError` for a batch that cannot be divided and for bad weights, `DataError` where there is too
         little data for a row of `length` tokens, or for a batch.
         """
         names = [source.name for source in sources]
         check_stages(stages, names)
-        if batch_size % process_count:
-            raise ConfigError(f"batch_size={batch_size} is not divisible by the {process_count} processes")
         self.length, self.batch_size, self._seed = length, batch_size, seed
         self._segments = document_mask or packing.method == "pack"
         self.sources = list(sources)
@@ -85,8 +82,7 @@ class Loader:
         self._check_batch(stages)
         self._mixture = Mixture(stages, batch_size)
         self.weights = self._mixture.weights
-        local = batch_size // process_count
-        self._local = slice(process_index * local, (process_index + 1) * local)
+        self._local = rows
         self._chunk = max(_CHUNK_TOKENS // (batch_size * length), 1)  # steps
         self._chunk_rows = self._chunk * batch_size
         self._block_rows = max(_BLOCK_ROWS // self._chunk_rows, 1) * self._chunk_rows
@@ -217,22 +213,18 @@ class EvalBatches:
         batch_size: int,
         stride: int | None = None,
         document_mask: bool = False,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: slice = slice(None),
     ):
         """Batches over the splits of `sources` one after the other. Raises `ConfigError` for sizes that do not fit."""
         stride = length if stride is None else stride
         if not 0 < stride <= length:
             raise ConfigError(f"stride={stride} must be between 1 and length={length}, or tokens would be left out")
-        if batch_size % process_count:
-            raise ConfigError(f"batch_size={batch_size} is not divisible by the {process_count} processes")
         self.sources, self.length, self.batch_size, self.stride = list(sources), length, batch_size, stride
         self._segments = document_mask
         sizes = [len(source.store.tokens) for source in sources]
         windows = [1 + -(-max(size - length, 0) // stride) for size in sizes]
         self._sizes, self._first = np.array(sizes), np.cumsum([0, *windows])
-        local = batch_size // process_count
-        self._local = slice(process_index * local, (process_index + 1) * local)
+        self._local = rows
 
     def __len__(self) -> int:
         return -(-int(self._first[-1]) // self.batch_size)

@@ -113,8 +113,8 @@ class PreparedText:
         ]
         return "\n".join([f"vocabulary of {self.tokenizer.vocab_size:,}", *lines])
 
-    def train_loader(self, process_index: int = 0, process_count: int = 1) -> Loader:
-        """Training batches, of which this process takes its part. Raises `DataError` for too little data."""
+    def train_loader(self, rows: slice = slice(None)) -> Loader:
+        """Training batches, of which this process takes the given `rows`. Raises `DataError` for too little data."""
         config = self.config
         for name, splits in self.corpora.items():
             if "train" not in splits:
@@ -129,8 +129,7 @@ class PreparedText:
             batch_size=config.batch_size,
             seed=config.seed,
             document_mask=config.document_mask,
-            process_index=process_index,
-            process_count=process_count,
+            rows=rows,
         )
 
     def eval_batches(
@@ -139,8 +138,7 @@ class PreparedText:
         batch_size: int | None = None,
         length: int | None = None,
         stride: int | None = None,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: slice = slice(None),
     ) -> EvalBatches:
         """The whole split of all corpora once, in order (see `EvalBatches`); sizes default to those of training.
 
@@ -152,6 +150,5 @@ class PreparedText:
             batch_size=batch_size or self.config.batch_size,
             stride=stride,
             document_mask=self.config.masks_documents(),
-            process_index=process_index,
-            process_count=process_count,
+            rows=rows,
         )

@@ -1,11 +1,13 @@
-"""Two real processes: one run, stopped together, continued by one."""
+"""Real processes: one run, killed, stopped together, continued by fewer."""
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ ARGUMENTS = [
     "--config=experiments/shakespeare.py:smoke",
     "--config.train.num_steps=60",
     "--config.train.log_every=1",
-    "--config.checkpoint.every=0",
+    "--config.checkpoint.every=5",
     "--config.evals[0].every=0",
 ]
 
@@ -38,43 +40,119 @@ def log(workdir: Path) -> Path:
     return workdir.with_suffix(".log")
 
 
-@pytest.mark.slow
-def test_all_processes_stop_at_one_step_and_one_process_goes_on(tmp_path):
-    assert start(tmp_path / "straight", tmp_path / "cache", devices=1).wait(300) == 0
+def together(workdir, cache, number: int, **settings) -> list[subprocess.Popen]:
+    """So many processes of one run."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mesh = ("--config.mesh.dp=2", "--config.mesh.fsdp=2")
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    names = dict(LM_JAX_COORDINATOR=address, LM_JAX_NUM_PROCESSES=str(number))
+    return [start(workdir, cache, **settings, **names, LM_JAX_PROCESS_ID=str(index)) for index in range(number)]
+
+
+@contextlib.contextmanager
+def ended(processes: list[subprocess.Popen]) -> Iterator[None]:
+    """Kills, at the end, what is still there."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def wait_for_step(workdir, step: int, processes) -> None:
+    """Until the run's log has `step`."""
+    deadline = time.monotonic() + 200
+    while max(losses(workdir), default=0) < step:
+        assert time.monotonic() < deadline and all(p.poll() is None for p in processes), log(workdir).read_text()
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_run_survives_a_killed_process_and_a_stop_on_other_numbers_of_processes(tmp_path):
+    """Four processes, of which one is killed; two, of which one is told to stop; one. The losses are those of one alone."""
+    workdir, cache = tmp_path / "run", tmp_path / "cache"
+    assert start(tmp_path / "straight", cache, devices=1).wait(300) == 0
+    four = together(workdir, cache, 4, devices=1, more=("--config.mesh.dp=1", "--config.mesh.fsdp=2", "--config.mesh.tp=2"))
+    with ended(four):
+        wait_for_step(workdir, 12, four)
+        four[2].kill()
+        codes = [process.wait(60) for process in four]
+    text = log(workdir).read_text()
+    assert codes == [75, 75, -signal.SIGKILL, 75], text
+    assert all(f"lm-jax: process {index} of 4 lost the connection to another process" in text for index in (0, 1, 3))
+
+    two = together(workdir, cache, 2, devices=2, more=("--config.mesh.dp=1", "--config.mesh.fsdp=2", "--config.mesh.cp=2"))
+    with ended(two):
+        wait_for_step(workdir, 20, two)
+        two[1].send_signal(signal.SIGTERM)  # the second process is told, both must hear
+        codes = [process.wait(120) for process in two]
+    assert codes == [75, 75], log(workdir).read_text()
+    assert events(workdir, "resume")[0]["step"] >= 5
+    assert 20 <= events(workdir, "preempted")[0]["step"] < 60
+
+    assert start(workdir, cache, devices=1).wait(300) == 0
+    straight, resumed = losses(tmp_path / "straight"), losses(workdir)
+    assert straight.keys() == resumed.keys()
+    assert max(abs(straight[step] - resumed[step]) for step in straight) < 1e-4
+
+
+@pytest.mark.slow
+def test_processes_that_disagree_are_told_where(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        names = dict(LM_JAX_COORDINATOR=f"127.0.0.1:{probe.getsockname()[1]}", LM_JAX_NUM_PROCESSES="2")
     pair = [
         start(
             tmp_path / "run",
             tmp_path / "cache",
-            devices=2,
-            more=mesh,
-            LM_JAX_COORDINATOR=f"127.0.0.1:{port}",
-            LM_JAX_NUM_PROCESSES="2",
+            devices=1,
+            more=(f"--config.train.seed={index}",),
+            **names,
             LM_JAX_PROCESS_ID=str(index),
         )
         for index in range(2)
     ]
-    try:
-        deadline = time.monotonic() + 200
-        while not losses(tmp_path / "run"):
-            assert time.monotonic() < deadline and all(p.poll() is None for p in pair), log(tmp_path / "run").read_text()
-            time.sleep(0.05)
-        pair[1].send_signal(signal.SIGTERM)  # the second process is told, both must hear
-        codes = [process.wait(120) for process in pair]
-    finally:
-        for process in pair:
-            process.kill()
-            process.wait()
-    assert codes == [75, 75], log(tmp_path / "run").read_text()
-    stopped = events(tmp_path / "run", "preempted")[0]["step"]
-    assert 1 <= stopped < 60
-    assert start(tmp_path / "run", tmp_path / "cache", devices=1).wait(300) == 0
-    straight, resumed = losses(tmp_path / "straight"), losses(tmp_path / "run")
-    assert straight.keys() == resumed.keys()
-    assert max(abs(straight[step] - resumed[step]) for step in straight) < 1e-4
+    assert 2 in [process.wait(120) for process in pair]
+    assert "processes 0 and 1 have different configs: train.seed (0 and 1)" in log(tmp_path / "run").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, None),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, None),  # a batch script: one process
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, None),
+        (
+            {
+                "SLURM_PROCID": "3",
+                "SLURM_STEP_NUM_TASKS": "4",
+                "SLURM_STEP_NODELIST": "n[7-8]",
+                "SLURM_JOB_ID": "5",
+                "SLURM_STEP_ID": "1",
+            },
+            ("10.0.0.7:20036", 4, 3),
+        ),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "LM_JAX_COORDINATOR": "h:1"}, ("h:1", 2, 1)),
+        ({"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "LM_JAX_COORDINATOR": "h:1"}, ("h:1", 4, 2)),
+        ({"JOB_COMPLETION_INDEX": "5", "LM_JAX_NUM_PROCESSES": "8", "LM_JAX_COORDINATOR": "h:1"}, ("h:1", 8, 5)),
+        ({"JOB_COMPLETION_INDEX": "5"}, None),  # independent jobs
+    ],
+    ids=["none", "slurm-batch", "slurm-one", "slurm", "slurm-told", "mpi", "kubernetes", "kubernetes-alone"],
+)
+def test_who_the_processes_are(monkeypatch, tmp_path, given, expected):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        "#!/bin/sh\nif [ $2 = hostnames ]; then echo n7; echo n8; else echo NodeName=$3 NodeAddr=10.0.0.7 X=1; fi\n"
+    )
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *args, **kwargs: calls.append(args))
+    join()
+    assert calls == ([expected] if expected else [])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import pytest
 from jax.sharding import NamedSharding
 
 from lm_jax.core.param import split
@@ -40,10 +39,9 @@ def test_each_policy_keeps_less():
     assert kept["attention"] < 0.7 * kept["matmuls"] and kept["full"] < 0.7 * kept["matmuls"]
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
-def test_memory_falls_with_the_devices_of_the_sequence(remat):
-    one, two, four = (temporaries(remat=remat, length=1024, rows=1, cp=cp) for cp in (1, 2, 4))
-    assert two < 0.6 * one and four < 0.6 * two
+def test_memory_falls_with_the_devices_of_the_sequence():
+    one, four = (temporaries(length=1024, rows=1, cp=cp) for cp in (1, 4))
+    assert four < 0.35 * one
 
 
 def test_activations_fall_with_tensor_parallelism():

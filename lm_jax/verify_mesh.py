@@ -1,0 +1,116 @@
+"""`lm-jax verify mesh`: every mesh computes what one device computes."""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from lm_jax.config import Experiment
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.local import local_view
+from lm_jax.core.param import Params, logical_axes
+from lm_jax.core.sharding import MESH_AXES, MeshShape, batch_specs, shard_batch, spec, specs, token_order, use_mesh
+from lm_jax.core.types import Array, Batch
+from lm_jax.run import build, check_mesh, initial_state, keys, prepare
+from lm_jax.train.step import gradients, train_step
+
+# Relative to the norm of the array: what another order of summation may change.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
+
+
+def verify_mesh(experiment: Experiment) -> int:
+    """Compares logits, gradients and one update of the first batch on every legal mesh of all devices with one device.
+
+    Prints a line per mesh, with the largest difference of each and, where one is too large, the first array that differs.
+    Returns 0 or 1.
+    """
+    batch = prepare(experiment).train_loader()(0)
+    tolerance = TOLERANCES[experiment.model.dtype]
+    expected = _results(experiment, batch, MeshShape(dp=1).build())
+    failed = 0
+    for shape in legal_meshes(experiment, len(jax.devices())):
+        got = _results(experiment, batch, shape.build())
+        worst = {name: max(_differences(got[name], expected[name]).values()) for name in expected}
+        bad = next((name for name, value in worst.items() if not value <= tolerance), None)
+        line = " ".join(f"{axis}={size}" for axis in MESH_AXES if (size := getattr(shape, axis)) > 1)
+        line += ": " + ", ".join(f"{name} {value:.0e}" for name, value in worst.items())
+        if bad is not None:
+            failed += 1
+            path, value = next(item for item in _differences(got[bad], expected[bad]).items() if not item[1] <= tolerance)
+            line += f"; DIFFERENT: {bad} of {path} by {value:.1e} of its norm"
+        print(line, flush=True)
+    print(f"{failed} meshes differ" if failed else f"equal on all, within {tolerance:.0e} of each array's norm")
+    return 1 if failed else 0
+
+
+def legal_meshes(experiment: Experiment, num_devices: int) -> Iterator[MeshShape]:
+    """The shapes of exactly `num_devices` devices that divide what they split in `experiment`."""
+    divisors = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
+    for sizes in itertools.product(divisors, repeat=len(MESH_AXES)):
+        if math.prod(sizes) != num_devices:
+            continue
+        shape = MeshShape(**dict(zip(MESH_AXES, sizes, strict=True)))
+        try:
+            check_mesh(experiment, shape.abstract(num_devices))
+        except ConfigError:
+            continue
+        yield shape
+
+
+def _results(experiment: Experiment, batch: Batch, mesh: Mesh) -> dict[str, Any]:
+    """Nested dicts of NumPy arrays: logits [B, T, V], gradients, and the parameters' change in one step."""
+    layout = experiment.layout
+    with use_mesh(mesh, layout):
+        parts, (init_key, key) = build(experiment), keys(experiment)
+        objective = experiment.objective.build()
+        state = jax.jit(functools.partial(initial_state, experiment, parts))(init_key)
+        state = state._replace(params=jax.jit(_perturb)(state.params, init_key))
+        placed = shard_batch(batch, mesh, layout)
+        compute = functools.partial(gradients, graph=parts.graph, objective=objective, accumulate=experiment.step.accumulate)
+        step = functools.partial(
+            train_step, graph=parts.graph, objective=objective, optimizer=parts.optimizer, config=experiment.step
+        )
+        scores = jax.jit(functools.partial(logits, parts.graph))(state.params, placed)
+        grads, _ = jax.jit(compute)(state.params, placed, key)
+        after, _, _ = jax.jit(step)(state, placed, key)
+        results = jax.device_get({"logits": {"logits": scores}, "gradients": grads, "update": after.params})
+        before = jax.device_get(state.params)
+    order = token_order(scores.shape[1], layout.ways("sequence", mesh))
+    results["logits"]["logits"] = results["logits"]["logits"][:, np.argsort(order)]
+    results["update"] = jax.tree.map(np.subtract, results["update"], before)
+    return results
+
+
+def _perturb(params: Params, key: Array) -> Params:
+    """The parameters with noise, so that those drawn as 0 (output projections, biases) take part too."""
+    leaves, structure = jax.tree.flatten(params)
+    draw = lambda x, key: x + 0.05 * jax.random.normal(key, x.shape, x.dtype, out_sharding=jax.typeof(x).sharding)  # noqa: E731
+    return structure.unflatten(map(draw, leaves, jax.random.split(key, len(leaves))))
+
+
+def logits(graph: nnx.GraphDef, params: Params, batch: Batch) -> Array:
+    """float32 [B, T, V] of a batch on the current mesh."""
+
+    def local(params: Params, batch: Batch) -> Array:
+        model = nnx.merge(graph, params)
+        return model.logits(model(batch).hidden)
+
+    shards = specs(logical_axes(nnx.merge(graph, params)))
+    return local_view(local, (shards, batch_specs(batch)), spec("batch", "sequence", "vocab"))(params, batch)
+
+
+def _differences(got: Any, expected: Any) -> dict[str, float]:
+    """By path: norm of the difference over the norm of what is expected."""
+
+    def one(a: np.ndarray, b: np.ndarray) -> float:
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-12))
+
+    leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(one, got, expected))
+    return {"/".join(str(part.key) for part in path): value for path, value in leaves}

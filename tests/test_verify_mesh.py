@@ -1,0 +1,41 @@
+"""`lm-jax verify mesh` passes what is right and names what is wrong."""
+
+import jax
+import pytest
+
+from lm_jax import verify_mesh as module
+from lm_jax.config import load_experiment
+from lm_jax.core.local import sum_into, ways
+from lm_jax.core.sharding import MeshShape
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return load_experiment(["--config=experiments/shakespeare.py:smoke"])
+
+
+def test_legal_meshes_divide_what_they_split(experiment):
+    shapes = list(module.legal_meshes(experiment, 8))
+    assert MeshShape(dp=2, fsdp=2, tp=2) in shapes and MeshShape(dp=1, cp=4, tp=2) in shapes
+    assert all(shape.pp == 1 for shape in shapes)
+    heads = experiment.model.stack.pattern[0].mixer.num_heads
+    assert all(heads % shape.tp == 0 for shape in shapes)
+    assert len({tuple(vars(shape).items()) for shape in shapes}) == len(shapes) > 20
+
+
+def test_a_right_mesh_is_equal(experiment, monkeypatch, capsys):
+    monkeypatch.setattr(module, "legal_meshes", lambda experiment, count: [MeshShape(dp=1, cp=2)])
+    assert module.verify_mesh(experiment) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("equal on all")
+
+
+def test_a_wrong_one_is_named(experiment, monkeypatch, capsys):
+    def wrong(x: jax.Array, name: str, into: str, dim: int) -> jax.Array:
+        return sum_into(x, name, into, dim) * (1.01 if ways(name) > 1 else 1.0)
+
+    monkeypatch.setattr("lm_jax.nn.mlp.sum_into", wrong)
+    monkeypatch.setattr(module, "legal_meshes", lambda experiment, count: [MeshShape(dp=1, tp=2), MeshShape(dp=2)])
+    assert module.verify_mesh(experiment) == 1
+    first, second, last = capsys.readouterr().out.splitlines()[-3:]
+    assert first.startswith("tp=2: ") and "DIFFERENT: " in first
+    assert second.startswith("dp=2: ") and "DIFFERENT" not in second and last == "1 meshes differ"
