@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from lm_jax.config import Experiment
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import local_view
-from lm_jax.core.param import Params, logical_axes
-from lm_jax.core.sharding import MESH_AXES, MeshShape, batch_specs, shard_batch, spec, specs, token_order, use_mesh
+from lm_jax.core.param import Params, param_specs
+from lm_jax.core.sharding import MESH_AXES, MeshShape, batch_specs, shard_batch, spec, token_order, use_mesh
 from lm_jax.core.types import Array, Batch
 from lm_jax.run import build, check_mesh, initial_state, keys, prepare
 from lm_jax.train.step import gradients, train_step
@@ -101,7 +101,7 @@ def logits(graph: nnx.GraphDef, params: Params, batch: Batch) -> Array:
         model = nnx.merge(graph, params)
         return model.logits(model(batch).hidden)
 
-    shards = specs(logical_axes(nnx.merge(graph, params)))
+    shards = param_specs(graph, params)
     return local_view(local, (shards, batch_specs(batch)), spec("batch", "sequence", "vocab"))(params, batch)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm_jax.core.local import mesh_axes, settle, vary, varying
-from lm_jax.core.sharding import current_axes, spec
+from lm_jax.core.sharding import current_axes, spec, specs
 from lm_jax.core.types import Array
 
 # Modules are trees of parameters only (STYLE.md, D1): no shared references, plain jax transforms.
@@ -92,6 +92,11 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
     """The model's structure and its parameters as nested dicts; `nnx.merge(graph, params)` is the model again."""
     graph, state = nnx.split(model)
     return graph, nnx.to_pure_dict(state)
+
+
+def param_specs(graph: nnx.GraphDef, params: Params) -> Params:
+    """The tree of PartitionSpecs of a split model's parameters on the current mesh."""
+    return specs(logical_axes(nnx.merge(graph, params)))
 
 
 def logical_axes(model: nnx.Module) -> Params:

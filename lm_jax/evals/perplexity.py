@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec
 from lm_jax.core.config import Config, check_positive
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import all_sum, local_view
-from lm_jax.core.param import Params, logical_axes
-from lm_jax.core.sharding import batch_specs, specs
+from lm_jax.core.param import Params, param_specs
+from lm_jax.core.sharding import batch_specs
 from lm_jax.core.types import Array, Batch, Mean
 from lm_jax.objectives.lm import token_sums
 
@@ -52,7 +52,7 @@ def _batch_sums(params: Params, batch: Batch, *, graph: nnx.GraphDef, chunks: in
         sums = token_sums(model, model(batch).hidden, batch, chunks)
         return Mean(sums["cross_entropy"], all_sum(jnp.sum(batch["weights"]), "batch", "sequence"))
 
-    shards = specs(logical_axes(nnx.merge(graph, params)))
+    shards = param_specs(graph, params)
     return local_view(local, (shards, batch_specs(batch)), PartitionSpec())(params, batch)
 
 

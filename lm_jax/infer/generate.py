@@ -11,8 +11,7 @@ from jax.sharding import PartitionSpec
 
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import local_view
-from lm_jax.core.param import Params, logical_axes
-from lm_jax.core.sharding import specs
+from lm_jax.core.param import Params, param_specs
 from lm_jax.core.types import Array
 from lm_jax.infer.sampling import SamplingConfig
 
@@ -31,55 +30,36 @@ def _generate(
     context: int | None,
     num_tokens: int | None,
 ) -> Array:
-    local = functools.partial(
-        _generate_here,
-        graph=graph,
-        sampling=SamplingConfig(**dict(sampling_fields)),
-        max_tokens=max_tokens,
-        context=context,
-        num_tokens=num_tokens,
-    )
+    sampling = SamplingConfig(**dict(sampling_fields))
+
+    def local(params: Params, prompts_BP: Array, weights_BP: Array, key: Array, stop_tokens: Array) -> Array:
+        model = nnx.merge(graph, params)
+        B, P = prompts_BP.shape
+        logits, cache = model.decode(prompts_BP, model.init_cache(B, P + max_tokens, context), weights_BP)
+
+        def body(carry):
+            i, logits_BV, cache, tokens_BM, done_B = carry
+            if num_tokens is not None:
+                logits_BV = jnp.where(jnp.arange(logits_BV.shape[1]) < num_tokens, logits_BV, -jnp.inf)
+            new_B = jnp.where(done_B, -1, sampling.sample(jax.random.fold_in(key, i), logits_BV))
+            tokens_BM = tokens_BM.at[:, i].set(new_B)
+            done_B = done_B | jnp.any(new_B[:, None] == stop_tokens[None, :], axis=1)
+            logits_BTV, cache = model.decode(jnp.maximum(new_B, 0)[:, None], cache)
+            return i + 1, logits_BTV[:, 0], cache, tokens_BM, done_B
+
+        start = (
+            jnp.int32(0),
+            logits[:, -1],
+            cache,
+            jnp.full((B, max_tokens), -1, jnp.int32),
+            jnp.zeros((B,), bool),
+        )
+        return jax.lax.while_loop(lambda carry: (carry[0] < max_tokens) & ~jnp.all(carry[4]), body, start)[3]
+
     # Every device decodes all rows. Gathered weights are the same everywhere, which the types cannot show.
-    shards, whole = specs(logical_axes(nnx.merge(graph, params))), PartitionSpec()
-    on_mesh = local_view(local, (shards, whole, whole, whole, whole), whole, check=False)
+    whole = PartitionSpec()
+    on_mesh = local_view(local, (param_specs(graph, params), whole, whole, whole, whole), whole, check=False)
     return on_mesh(params, prompts_BP, weights_BP, key, stop_tokens)
-
-
-def _generate_here(
-    params: Params,
-    prompts_BP: Array,
-    weights_BP: Array,
-    key: Array,
-    stop_tokens: Array,
-    *,
-    graph: nnx.GraphDef,
-    sampling: SamplingConfig,
-    max_tokens: int,
-    context: int | None,
-    num_tokens: int | None,
-) -> Array:
-    model = nnx.merge(graph, params)
-    B, P = prompts_BP.shape
-    logits, cache = model.decode(prompts_BP, model.init_cache(B, P + max_tokens, context), weights_BP)
-
-    def body(carry):
-        i, logits_BV, cache, tokens_BM, done_B = carry
-        if num_tokens is not None:
-            logits_BV = jnp.where(jnp.arange(logits_BV.shape[1]) < num_tokens, logits_BV, -jnp.inf)
-        new_B = jnp.where(done_B, -1, sampling.sample(jax.random.fold_in(key, i), logits_BV))
-        tokens_BM = tokens_BM.at[:, i].set(new_B)
-        done_B = done_B | jnp.any(new_B[:, None] == stop_tokens[None, :], axis=1)
-        logits_BTV, cache = model.decode(jnp.maximum(new_B, 0)[:, None], cache)
-        return i + 1, logits_BTV[:, 0], cache, tokens_BM, done_B
-
-    start = (
-        jnp.int32(0),
-        logits[:, -1],
-        cache,
-        jnp.full((B, max_tokens), -1, jnp.int32),
-        jnp.zeros((B,), bool),
-    )
-    return jax.lax.while_loop(lambda carry: (carry[0] < max_tokens) & ~jnp.all(carry[4]), body, start)[3]
 
 
 def generate(

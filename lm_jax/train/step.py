@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec
 from lm_jax.core.config import Config
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import local_view, vary, varying
-from lm_jax.core.param import Params, logical_axes
-from lm_jax.core.sharding import batch_specs, specs
+from lm_jax.core.param import Params, logical_axes, param_specs
+from lm_jax.core.sharding import batch_specs
 from lm_jax.core.types import Array, Batch, Mean
 from lm_jax.optim.base import Optimizer, clip_by_norm, update_ema
 
@@ -106,7 +106,7 @@ def gradients(
     Each device works on its rows in a local view; `accumulate` micro-batches are run one after another.
     """
     local = functools.partial(_local_gradients, graph=graph, objective=objective, accumulate=accumulate)
-    shards, whole = specs(logical_axes(nnx.merge(graph, params))), PartitionSpec()
+    shards, whole = param_specs(graph, params), PartitionSpec()
     return local_view(local, (shards, batch_specs(batch), whole), (shards, whole))(params, batch, key)
 
 
