@@ -9,7 +9,7 @@ import time
 import jax
 
 from experiments import shakespeare
-from lm_jax import run
+from lm_jax import parts
 
 
 def compile_seconds(num_layers: int) -> float:
@@ -17,16 +17,16 @@ def compile_seconds(num_layers: int) -> float:
     experiment = shakespeare.get_config()
     experiment.model.stack.repeats, experiment.model.stack.unroll = num_layers, 1
     jax.clear_caches()
-    parts = run.build(experiment)
+    built = parts.build(experiment)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(lambda key: run.initial_state(experiment, parts, key), key)
+    state = jax.eval_shape(lambda key: parts.initial_state(experiment, built, key), key)
     shape = (experiment.data.batch_size, experiment.data.length)
     batch = {
         name: jax.ShapeDtypeStruct(shape, dtype)
         for name, dtype in (("tokens", "int32"), ("targets", "int32"), ("weights", "float32"))
     }
     start = time.perf_counter()
-    run.jit_step(experiment, parts).lower(state, batch, key).compile()
+    parts.jit_step(experiment, built).lower(state, batch, key).compile()
     return time.perf_counter() - start
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from lm_jax.config import Experiment
 from lm_jax.core.config import flatten, to_json
@@ -20,8 +20,8 @@ from lm_jax.core.distributed import check_same
 from lm_jax.core.errors import ConfigError, StorageError
 from lm_jax.core.files import write_json
 from lm_jax.core.hardware import peak_flops
-from lm_jax.core.param import Params, logical_axes, split
-from lm_jax.core.sharding import Layout, check_divisible, local_rows, parameter_sizes, shard_batch, use_mesh
+from lm_jax.core.param import Params
+from lm_jax.core.sharding import Layout, local_rows, shard_batch, use_mesh
 from lm_jax.core.types import Batch
 from lm_jax.data.loader import Loader, Prefetcher
 from lm_jax.data.text import PreparedText
@@ -29,120 +29,13 @@ from lm_jax.data.tokenizers import Tokenizer
 from lm_jax.evals.perplexity import PerplexityConfig, perplexity
 from lm_jax.infer.generate import generate
 from lm_jax.infer.sampling import SamplingConfig
-from lm_jax.nn.attend import Case, choose
-from lm_jax.optim.base import Optimizer
+from lm_jax.parts import Parts, abstract_state, attention_backends, build, check_mesh, initial_state, jit_step, keys
 from lm_jax.study.report import write_report
 from lm_jax.train.checkpoint import Checkpoints
 from lm_jax.train.lock import RunLock
 from lm_jax.train.logging import MetricsLog, read_metrics
 from lm_jax.train.rundir import claim_config, read_config, versions
-from lm_jax.train.step import TrainState, init_state, train_step
 from lm_jax.train.trainer import Scheduled, Trainer
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """What an experiment builds, before any array exists."""
-
-    graph: nnx.GraphDef
-    shapes: Params  # ShapeDtypeStructs
-    axes: Params
-    optimizer: Optimizer
-
-    @property
-    def num_params(self) -> int:
-        """Number of parameters."""
-        return sum(x.size for x in jax.tree.leaves(self.shapes))
-
-
-def build(experiment: Experiment) -> Parts:
-    """The model's structure and the optimizer; allocates nothing. Call it inside `use_mesh` to have shardings in types."""
-    model = jax.eval_shape(experiment.model.build, _abstract_key())
-    graph, shapes = split(model)
-    axes = logical_axes(model)
-    return Parts(graph, shapes, axes, experiment.optimizer.build(axes, experiment.train.num_steps))
-
-
-def _abstract_key() -> jax.ShapeDtypeStruct:
-    return jax.eval_shape(lambda: jax.random.key(0))
-
-
-def initial_state(experiment: Experiment, parts: Parts, key: jax.Array) -> TrainState:
-    """The state before the first step, drawn from `key`. Traceable; the same values on every mesh."""
-    params = split(experiment.model.build(key))[1]
-    return init_state(params, parts.optimizer, experiment.step)
-
-
-def abstract_state(experiment: Experiment, parts: Parts, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state on `mesh` (inside `use_mesh`): what a checkpoint is restored onto."""
-    shapes = jax.eval_shape(functools.partial(initial_state, experiment, parts), _abstract_key())
-
-    def place(x: Any) -> jax.ShapeDtypeStruct:
-        spec = PartitionSpec() if x.sharding is None else x.sharding.spec  # optax's step counters are made without one
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-
-    return jax.tree.map(place, shapes)
-
-
-def keys(experiment: Experiment) -> tuple[jax.Array, jax.Array]:
-    """The random keys of a run: (initialisation, dropout)."""
-    first, second = jax.random.split(jax.random.key(experiment.train.seed))
-    return first, second
-
-
-def jit_step(experiment: Experiment, parts: Parts) -> Any:
-    """`train_step` of this experiment, compiled; it takes over (donates) the state."""
-
-    def step(state: TrainState, batch: dict, key: jax.Array) -> Any:
-        return train_step(
-            state,
-            batch,
-            key,
-            graph=parts.graph,
-            objective=objective,
-            optimizer=parts.optimizer,
-            config=experiment.step,
-        )
-
-    objective = experiment.objective.build()
-    step.__name__ = "train_step"  # how compilation events name it
-    return jax.jit(step, donate_argnums=0)
-
-
-def check_mesh(experiment: Experiment, mesh: Mesh | AbstractMesh) -> None:
-    """Raises `ConfigError` where the layout does not divide a batch, a row or a parameter, or attention cannot run as asked.
-
-    Call it outside `use_mesh`.
-    """
-    attention_backends(experiment, mesh)
-    if experiment.layout.ways("layers", mesh) > 1:
-        raise ConfigError("layers cannot be split over devices yet (no pipeline schedule): set mesh.pp=1")
-    data, layout, parts = experiment.data, experiment.layout, build(experiment)
-    sizes = [("data.batch_size / step.accumulate", data.batch_size // experiment.step.accumulate, "batch")]
-    sizes += [(f"batch_size of eval {e.name!r}", e.batch_size, "batch") for e in experiment.evals]
-    check_divisible([*sizes, *parameter_sizes(parts.shapes, parts.axes)], layout, mesh)
-    rows = [("data.length", data.length, experiment.objective.chunks)]
-    rows += [(f"length of eval {e.name!r}", e.length or data.length, e.chunks) for e in experiment.evals]
-    sequence, residual = layout.ways("sequence", mesh), layout.ways("residual", mesh)
-    for name, length, chunks in rows:
-        pieces = (sequence if sequence == 1 else 2 * sequence) * residual * chunks
-        if length % pieces:
-            raise ConfigError(
-                f"{name}={length} is not divisible by {pieces}: {sequence} devices of the sequence (2 slices each), {residual} of "
-                f"the residual stream, {chunks} chunks of the loss; {max(length // pieces, 1) * pieces} is"
-            )
-
-
-def attention_backends(experiment: Experiment, mesh: Mesh | AbstractMesh) -> list[str]:
-    """For each block of the pattern, which attention backend runs and why. Raises `ConfigError` where the one named cannot."""
-    model, split_ways = experiment.model, experiment.layout.ways("sequence", mesh)
-    lines = []
-    for number, block in enumerate(model.stack.pattern):
-        spec = block.mixer.spec(model.width, segments=experiment.data.masks_documents())
-        case = Case(spec, jnp.dtype(model.dtype), block.mixer.size(model.width), split_ways, jax.default_backend())
-        name, why = choose(block.mixer.implementation, case)
-        lines.append(f"block {number}: {name} ({why})")
-    return lines
 
 
 def checksum(batch: Batch) -> int:

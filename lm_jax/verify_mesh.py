@@ -17,7 +17,8 @@ from lm_jax.core.local import local_view
 from lm_jax.core.param import Params, param_specs
 from lm_jax.core.sharding import MESH_AXES, MeshShape, batch_specs, shard_batch, spec, token_order, use_mesh
 from lm_jax.core.types import Array, Batch
-from lm_jax.run import build, check_mesh, initial_state, keys, prepare
+from lm_jax.parts import build, check_mesh, initial_state, keys
+from lm_jax.run import prepare
 from lm_jax.train.step import gradients, train_step
 
 # Relative to the norm of the array: what another order of summation may change.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from lm_jax import run
+from lm_jax import parts
 from lm_jax.config import Experiment, load_experiment
 from lm_jax.core.config import from_json, to_json, validate_tree
 from lm_jax.core.errors import ConfigError
@@ -36,11 +36,11 @@ def module(name: str):
 def abstract_step(experiment: Experiment, num_devices: int):
     """(state before, state after, metrics) of one step on an abstract mesh: types only, no arrays."""
     mesh = experiment.mesh.abstract(num_devices)
-    run.check_mesh(experiment, mesh)
+    parts.check_mesh(experiment, mesh)
     with use_mesh(mesh, experiment.layout):
-        parts = run.build(experiment)
+        built = parts.build(experiment)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        state = jax.eval_shape(lambda key: run.initial_state(experiment, parts, key), key)
+        state = jax.eval_shape(lambda key: parts.initial_state(experiment, built, key), key)
         shape = (experiment.data.batch_size, experiment.data.length)
         sharding = NamedSharding(mesh, spec("batch", "sequence"))
         batch = {
@@ -56,9 +56,9 @@ def abstract_step(experiment: Experiment, num_devices: int):
                 state,
                 batch,
                 key,
-                graph=parts.graph,
+                graph=built.graph,
                 objective=objective,
-                optimizer=parts.optimizer,
+                optimizer=built.optimizer,
                 config=experiment.step,
             )
 
@@ -88,11 +88,11 @@ def test_a_step_checks_on_an_abstract_mesh_and_keeps_every_sharding(name):
     ("name", "low", "high"), [("gpt2_124m", 124e6, 125e6), ("llama_1b", 1.2e9, 1.3e9), ("llama_8b", 8.0e9, 8.1e9)]
 )
 def test_sizes_are_the_published_ones(name, low, high):
-    assert low < run.build(module(name).get_config()).num_params < high
+    assert low < parts.build(module(name).get_config()).num_params < high
 
 
 def test_quickstart_stays_within_its_parameter_budget():
-    assert run.build(module("shakespeare").get_config()).num_params <= 830_000
+    assert parts.build(module("shakespeare").get_config()).num_params <= 830_000
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,4 +122,4 @@ def test_what_does_not_fit_a_mesh_is_named(sizes, change, message):
     arguments = [f"--config.{name}={value}" for name, value in change.items()]
     experiment = load_experiment([f"--config={FOLDER}/shakespeare.py", *arguments])
     with pytest.raises(ConfigError, match=message):
-        run.check_mesh(experiment, MeshShape(**sizes).abstract(8))
+        parts.check_mesh(experiment, MeshShape(**sizes).abstract(8))
