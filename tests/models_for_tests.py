@@ -11,8 +11,10 @@ from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.embedding import EmbeddingConfig
 from lm_jax.nn.init import Init
 from lm_jax.nn.mlp import MLPConfig
+from lm_jax.nn.moe import MoEConfig
 from lm_jax.nn.norm import NormConfig
 from lm_jax.nn.positions import PositionTableConfig, RotaryConfig
+from lm_jax.nn.router import RouterConfig
 from lm_jax.nn.stack import StackConfig
 
 VOCAB = 40
@@ -72,7 +74,18 @@ def odd() -> DecoderConfig:
     )
 
 
-MODELS = {"llama": llama(), "gpt2": gpt2(), "odd": odd()}
+def moe(**layer) -> DecoderConfig:
+    """A dense layer, then a mixture of 4 experts, sigmoid-routed with a balance bias, and a shared expert; twice."""
+    config = llama()
+    dense = config.stack.pattern[0]
+    expert = MLPConfig(hidden=24, activation="silu", gated=True)
+    router = RouterConfig(scores="sigmoid", scale=1.5, balance_bias=True)
+    layer = {"num_experts": 4, "expert": expert, "router": router, "shared": MLPConfig(hidden=16)} | layer
+    config.stack = StackConfig(pattern=(dense, dataclasses.replace(dense, feed_forward=MoEConfig(**layer))), repeats=2)
+    return config
+
+
+MODELS = {"llama": llama(), "gpt2": gpt2(), "odd": odd(), "moe": moe()}
 
 
 def batch(rows: int = 8, length: int = 16, seed: int = 0) -> dict[str, np.ndarray]:

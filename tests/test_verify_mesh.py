@@ -30,8 +30,8 @@ def test_a_right_mesh_is_equal(experiment, monkeypatch, capsys):
 
 
 def test_a_wrong_one_is_named(experiment, monkeypatch, capsys):
-    def wrong(x: jax.Array, name: str, into: str, dim: int) -> jax.Array:
-        return sum_into(x, name, into, dim) * (1.01 if ways(name) > 1 else 1.0)
+    def wrong(x: jax.Array, name: str, dim: int, *into: str) -> jax.Array:
+        return sum_into(x, name, dim, *into) * (1.01 if ways(name) > 1 else 1.0)
 
     monkeypatch.setattr("lm_jax.nn.mlp.sum_into", wrong)
     monkeypatch.setattr(module, "legal_meshes", lambda experiment, count: [MeshShape(dp=1, tp=2), MeshShape(dp=2)])

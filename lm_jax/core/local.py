@@ -44,7 +44,7 @@ def mesh_axes(*names: str) -> tuple[str, ...]:
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.manual_axes:
         return ()
-    return tuple(axis for name in names for axis in current_axes(name) if mesh.shape[axis] > 1)
+    return tuple(dict.fromkeys(axis for name in names for axis in current_axes(name) if mesh.shape[axis] > 1))
 
 
 def ways(*names: str) -> int:
@@ -65,6 +65,18 @@ def all_gather(x: Array, name: str, dim: int) -> Array:
     return jax.lax.all_gather(x, axes, axis=dim, tiled=True) if axes else x
 
 
+def gather_for(x: Array, name: str, dim: int, *split: str) -> Array:
+    """`x` whole in `dim` along those axes of the logical axes `split` that split `name` too: what `sum_into` undoes."""
+    axes = _both(name, *split)
+    return jax.lax.all_gather(x, axes, axis=dim, tiled=True) if axes else x
+
+
+def exchange(x: Array, name: str, split_dim: int, concat_dim: int) -> Array:
+    """Part i of `x` in `split_dim` sent to device i of those of `name`; what comes in is concatenated in `concat_dim`."""
+    axes = mesh_axes(name)
+    return jax.lax.all_to_all(x, axes, split_dim, concat_dim, tiled=True) if axes else x
+
+
 def all_sum(x: Any, *names: str) -> Any:
     """The sum over the devices that these logical axes are split over."""
     axes = mesh_axes(*names)
@@ -83,9 +95,18 @@ def part(x: Array, name: str, dim: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, index(name) * size, size, dim) if mesh_axes(name) else x
 
 
-def sum_into(x: Array, name: str, into: str, dim: int) -> Array:
-    """The sum of `x` over the axes of `name`; those of them that split `into` too leave each device its part of `dim` only."""
-    scatter = tuple(axis for axis in mesh_axes(into) if axis in mesh_axes(name))
+def _both(name: str, *names: str) -> tuple[str, ...]:
+    return tuple(axis for axis in mesh_axes(name) if axis in mesh_axes(*names))
+
+
+def overlap(name: str, *names: str) -> int:
+    """Over how many devices both `name` and any of `names` are split."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in _both(name, *names))
+
+
+def sum_into(x: Array, name: str, dim: int, *into: str) -> Array:
+    """The sum of `x` over the axes of `name`; those that split any of `into` too leave each device its part of `dim` only."""
+    scatter = _both(name, *into)
     rest = tuple(axis for axis in mesh_axes(name) if axis not in scatter)
     if scatter:
         x = jax.lax.psum_scatter(x, scatter, scatter_dimension=dim, tiled=True)

@@ -77,6 +77,9 @@ class Layout(Config):
 
     `residual` splits the tokens of the residual stream, between the blocks, beyond `sequence` (sequence parallelism,
     Korthikanti et al. 2022, arXiv:2205.05198): gathered before a block's products, scattered by the sum after them.
+
+    `experts` are those of a mixture, `expert_mlp` the feed-forward width within each; many small ones are better split whole, with
+    experts=("ep", "tp") and expert_mlp=(). `router` is the experts as the router's outputs, `balance` as its biases.
     """
 
     batch: tuple[str, ...] = ("dp", "fsdp", "ep")
@@ -91,6 +94,9 @@ class Layout(Config):
     kv_heads: tuple[str, ...] = ("tp",)
     head_dim: tuple[str, ...] = ()
     experts: tuple[str, ...] = ("ep",)
+    expert_mlp: tuple[str, ...] = ("tp",)
+    router: tuple[str, ...] = ()
+    balance: tuple[str, ...] = ()
     gather: tuple[str, ...] = ("fsdp",)
 
     def validate(self) -> None:
@@ -105,6 +111,9 @@ class Layout(Config):
         idle = [axis for axis in self.gather if axis not in self.batch]
         if idle:
             raise ConfigError(f"gather={self.gather}: {idle[0]!r} is not in batch={self.batch}, so its devices would repeat work")
+        tokens = {*self.batch, *self.sequence, *self.residual}
+        if 0 < len(tokens & set(self.experts)) < len(self.experts):
+            raise ConfigError(f"experts={self.experts}: either all of these axes must split tokens (here {sorted(tokens)}) or none")
 
     def ways(self, name: str, mesh: Mesh | AbstractMesh) -> int:
         """Over how many devices of `mesh` the logical axis is split."""

@@ -32,3 +32,21 @@ class Mean(NamedTuple):
 
     def __add__(self, other: "Mean") -> "Mean":  # type: ignore[override]
         return Mean(self.sum + other.sum, self.count + other.count)
+
+
+class Aux(NamedTuple):
+    """What layers return beside their output: a loss to be added to that of every token, and what is only logged."""
+
+    loss: Array  # float32 []: weighted already, the mean over the tokens; layers add up
+    metrics: dict[str, Mean]
+
+    @classmethod
+    def none(cls) -> "Aux":
+        """That of a layer without any."""
+        return cls(jnp.zeros((), jnp.float32), {})
+
+    def __add__(self, other: "Aux") -> "Aux":  # type: ignore[override]
+        metrics = dict(self.metrics)
+        for name, mean in other.metrics.items():
+            metrics[name] = metrics[name] + mean if name in metrics else mean
+        return Aux(self.loss + other.loss, metrics)

@@ -10,7 +10,7 @@ from flax import nnx
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.local import all_gather, token_index
 from lm_jax.core.param import param, weight
-from lm_jax.core.types import Array, Batch, Mean
+from lm_jax.core.types import Array, Aux, Batch
 from lm_jax.nn.attention import Cache, CacheInfo, Place
 from lm_jax.nn.embedding import EmbeddingConfig, soft_cap
 from lm_jax.nn.init import Init
@@ -19,10 +19,10 @@ from lm_jax.nn.stack import StackConfig
 
 
 class Output(NamedTuple):
-    """What a model returns: the last hidden states and auxiliary terms (none in a dense model)."""
+    """What a model returns: the last hidden states, and the auxiliary loss and metrics of its layers (none in a dense model)."""
 
     hidden: Array  # [B, T, D]
-    aux: dict[str, Mean]
+    aux: Aux
 
 
 class DecodeState(NamedTuple):
@@ -110,8 +110,8 @@ class Decoder(nnx.Module):
         keys = (None, None) if key is None else jax.random.split(key)
         place = Place(positions, batch.get("segments"))
         x_BTD = self.embedding(tokens, positions, jnp.dtype(self.config.dtype), keys[0])
-        x_BTD, _ = self.stack(x_BTD, place, key=keys[1])
-        return Output(x_BTD, {})
+        x_BTD, _, aux = self.stack(x_BTD, place, key=keys[1])
+        return Output(x_BTD, aux)
 
     def logits(self, hidden_BTD: Array) -> Array:
         """float32 [B, T, V]: position t scores the token after it. In a local view V is this device's part of the vocabulary."""
@@ -148,5 +148,5 @@ class Decoder(nnx.Module):
         positions = jnp.maximum(seen_B1 + jnp.cumsum(new, axis=1) - 1, 0)
         info = info._replace(segments_BS=segments)
         x_BTD = self.embedding(tokens_BT, positions, jnp.dtype(self.config.dtype), None)
-        x_BTD, caches = self.stack(x_BTD, Place(positions, new), caches=caches, info=info)
+        x_BTD, caches, _ = self.stack(x_BTD, Place(positions, new), caches=caches, info=info)
         return all_gather(self.logits(x_BTD), "vocab", 2), DecodeState(caches, info._replace(index=info.index + T))

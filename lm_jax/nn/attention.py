@@ -164,7 +164,7 @@ class Attention(nnx.Module):
             cache = Cache(_write(cache.keys, k_BTKH, info.index), _write(cache.values, v_BTKH, info.index))
             mask = _cache_mask(info, place, spec.window)
             y_BTNH = masked_attention(q_BTNH, cache.keys, cache.values, mask, spec.scale, spec.soft_cap, sinks_N)
-        y_BTD = sum_into(project("BTNH,NHD->BTD", y_BTNH, self.output), "heads", "residual", 1)
+        y_BTD = sum_into(project("BTNH,NHD->BTD", y_BTNH, self.output), "heads", 1, "residual")
         if self.output_bias is not None:
             y_BTD = y_BTD + weight(self.output_bias, y_BTD)[None, None, :]
         return y_BTD, cache

@@ -7,11 +7,12 @@ from flax import nnx
 
 from lm_jax.core.config import Config, check_choice
 from lm_jax.core.errors import ConfigError
-from lm_jax.core.types import Array
+from lm_jax.core.types import Array, Aux
 from lm_jax.nn.attention import AttentionConfig, Cache, CacheInfo, Place
 from lm_jax.nn.dropout import dropout
 from lm_jax.nn.init import Init
 from lm_jax.nn.mlp import MLPConfig
+from lm_jax.nn.moe import MoEConfig
 from lm_jax.nn.norm import NormConfig
 
 
@@ -24,7 +25,7 @@ class BlockConfig(Config):
     """
 
     mixer: AttentionConfig = dataclasses.field(default_factory=AttentionConfig)
-    feed_forward: MLPConfig = dataclasses.field(default_factory=MLPConfig)
+    feed_forward: MLPConfig | MoEConfig = dataclasses.field(default_factory=MLPConfig)
     norm: NormConfig = dataclasses.field(default_factory=NormConfig)
     placement: str = "pre"
     dropout: float = 0.0
@@ -59,15 +60,15 @@ class Block(nnx.Module):
 
     def __call__(
         self, x_BTD: Array, place: Place, cache: Cache | None, info: CacheInfo | None, key: Array | None
-    ) -> tuple[Array, Cache | None]:
+    ) -> tuple[Array, Cache | None, Aux]:
         """[B, T, D] to [B, T, D]; `key` None means evaluation (no dropout)."""
         keys = (None, None) if key is None else jax.random.split(key)
         h_BTD = x_BTD if self.mixer_norm is None else self.mixer_norm(x_BTD)
         h_BTD, cache = self.mixer(h_BTD, place, cache, info)
         x_BTD = self._add(x_BTD, h_BTD, self.mixer_post_norm, keys[0])
         h_BTD = x_BTD if self.feed_forward_norm is None else self.feed_forward_norm(x_BTD)
-        h_BTD = self.feed_forward(h_BTD)
-        return self._add(x_BTD, h_BTD, self.feed_forward_post_norm, keys[1]), cache
+        h_BTD, aux = self.feed_forward(h_BTD, place)
+        return self._add(x_BTD, h_BTD, self.feed_forward_post_norm, keys[1]), cache, aux
 
     def _add(self, x: Array, branch: Array, norm: nnx.Module | None, key: Array | None) -> Array:
         branch = dropout(branch, self.config.dropout, key)

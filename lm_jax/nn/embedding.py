@@ -55,7 +55,7 @@ class Embedding(nnx.Module):
         """Vectors [B, T, D] of `dtype` for int32 ids [B, T] at positions [B, T] or [1, T]."""
         size = self.table.shape[0]  # this device's part of the vocabulary
         x_BTD = _look_up(self.table[...], tokens_BT - index("vocab") * size, dtype, shards(self.table))
-        x_BTD = sum_into(x_BTD, "vocab", "residual", 1)
+        x_BTD = sum_into(x_BTD, "vocab", 1, "residual")
         if self.config.scale != 1.0:
             x_BTD = x_BTD * jnp.asarray(self.config.scale, dtype)
         if self.positions is not None:

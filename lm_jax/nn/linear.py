@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lm_jax.core.local import settle, varying
 from lm_jax.core.param import Shards, gather, scatter, shards
 from lm_jax.core.types import Array
+from lm_jax.nn.kernels.grouped import grouped
 
 PROJECTION = "projection"  # what rematerialisation policies call the results
 
@@ -43,6 +44,34 @@ def _backward(equation, dtype, where, saved, g):
     dx = settle(jnp.einsum(f"{y_axes},{w_axes}->{x_axes}", g, gather(w, x.dtype, where)), varying(x))
     dw = scatter(_weight_gradient(x, g, x_axes, y_axes, w_axes), where, varying(w))
     return dx, dw.astype(w.dtype)
+
+
+def project_groups(x_MI: Array, sizes_E: Array, parameter: nnx.Param, implementation: str = "auto") -> Array:
+    """[M, O]: rows of `x_MI`, sorted by group, times their group's matrix of the parameter [E, I, O] (`nn/kernels/grouped.py`).
+
+    The parameter is gathered and its gradient summed as by `project`.
+    """
+    return checkpoint_name(_groups(x_MI, parameter[...], sizes_E, implementation, shards(parameter)), PROJECTION)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _groups(x: Array, w: Array, sizes: Array, implementation: str, where: Shards) -> Array:
+    return grouped(implementation).product(x, gather(w, x.dtype, where), sizes)
+
+
+def _groups_forward(x, w, sizes, implementation, where):
+    return _groups(x, w, sizes, implementation, where), (x, w, sizes)
+
+
+def _groups_backward(implementation, where, saved, g):
+    x, w, sizes = saved
+    products = grouped(implementation)
+    dx = products.product(g, gather(w, x.dtype, where).swapaxes(1, 2), sizes)
+    dw = scatter(products.gradient(x, g, sizes), where, varying(w))
+    return settle(dx, varying(x)), dw.astype(w.dtype), None
+
+
+_groups.defvjp(_groups_forward, _groups_backward)
 
 
 def _weight_gradient(x: Array, g: Array, x_axes: str, y_axes: str, w_axes: str) -> Array:

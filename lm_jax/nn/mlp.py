@@ -11,7 +11,8 @@ from flax import nnx
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.local import all_gather, sum_into
 from lm_jax.core.param import param, weight
-from lm_jax.core.types import Array
+from lm_jax.core.types import Array, Aux
+from lm_jax.nn.attention import Place
 from lm_jax.nn.init import Init, zeros
 from lm_jax.nn.linear import project
 
@@ -68,7 +69,7 @@ class MLP(nnx.Module):
         self.up_bias = param(rngs, zeros, (F,), ("mlp",)) if config.bias else None
         self.down_bias = param(rngs, zeros, (D,), ("embed",)) if config.bias else None
 
-    def __call__(self, x_BTD: Array) -> Array:
+    def __call__(self, x_BTD: Array, place: Place) -> tuple[Array, Aux]:
         """[B, T, D] to [B, T, D] in the dtype of `x_BTD`."""
         act = ACTIVATIONS[self.config.activation]
         x_BTD = all_gather(x_BTD, "residual", 1)
@@ -76,7 +77,7 @@ class MLP(nnx.Module):
         if self.up_bias is not None:
             h_BTF = h_BTF + weight(self.up_bias, h_BTF)[None, None, :]
         h_BTF = act(h_BTF) if self.gate is None else act(project("BTD,DF->BTF", x_BTD, self.gate)) * h_BTF
-        y_BTD = sum_into(project("BTF,FD->BTD", h_BTF, self.down), "mlp", "residual", 1)
+        y_BTD = sum_into(project("BTF,FD->BTD", h_BTF, self.down), "mlp", 1, "residual")
         if self.down_bias is not None:
             y_BTD = y_BTD + weight(self.down_bias, y_BTD)[None, None, :]
-        return y_BTD
+        return y_BTD, Aux.none()

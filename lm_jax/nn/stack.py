@@ -11,7 +11,7 @@ from flax import nnx
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import stacked
-from lm_jax.core.types import Array
+from lm_jax.core.types import Array, Aux
 from lm_jax.nn.attention import Cache, CacheInfo, Place
 from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.init import Init
@@ -106,24 +106,29 @@ class Stack(nnx.Module):
         key: Array | None = None,
         caches: tuple[Cache, ...] | None = None,
         info: CacheInfo | None = None,
-    ) -> tuple[Array, tuple[Cache, ...] | None]:
-        """[B, T, D] to [B, T, D]; with `caches` (one per block of the pattern, [repeats, ...]) also the new ones."""
+    ) -> tuple[Array, tuple[Cache, ...] | None, Aux]:
+        """[B, T, D] to [B, T, D]; with `caches` (one per block of the pattern, [repeats, ...]) also the new ones.
+
+        The last result is the layers' `Aux`, added up.
+        """
         config = self.config
         blocks = tuple(getattr(self, f"block{i}") for i in range(len(config.pattern)))
         keys = None if key is None else jax.random.split(key, config.num_layers).reshape(config.repeats, -1)
 
         def repeat(x, xs):
             blocks, caches, keys = xs
-            new = []
+            new, total = [], Aux.none()
             for i, block in enumerate(blocks):
                 cache = None if caches is None else caches[i]
-                x, cache = block(x, place, cache, info, None if keys is None else keys[i])
+                x, cache, aux = block(x, place, cache, info, None if keys is None else keys[i])
                 new.append(cache)
-            return x, None if caches is None else tuple(new)
+                total = total + aux
+            return x, (None if caches is None else tuple(new), total)
 
         body = REMAT[config.remat](repeat)
-        x_BTD, caches = jax.lax.scan(body, x_BTD, (blocks, caches, keys), unroll=min(config.unroll, config.repeats))
-        return (x_BTD if self.final_norm is None else self.final_norm(x_BTD)), caches
+        x_BTD, (caches, aux) = jax.lax.scan(body, x_BTD, (blocks, caches, keys), unroll=min(config.unroll, config.repeats))
+        aux = jax.tree.map(lambda x: jnp.sum(x, axis=0), aux)
+        return (x_BTD if self.final_norm is None else self.final_norm(x_BTD)), caches, aux
 
     def init_caches(self, batch_size: int, length: int, width: int, dtype: jnp.dtype) -> tuple[Cache, ...]:
         """Empty caches for `batch_size` rows of up to `length` tokens."""

@@ -11,7 +11,7 @@ import optax
 from lm_jax.core.config import Config, check_positive
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.types import Array
-from lm_jax.optim.groups import is_decayed, map_axes
+from lm_jax.optim.groups import is_decayed, kind, map_axes
 from lm_jax.optim.schedules import Schedule, ScheduleFn
 
 Params = dict[str, Any]  # nested dicts of arrays
@@ -37,7 +37,8 @@ class OptimizerConfig(Config):
 
     where `direction` is what the optimizer makes of the gradient. Weight decay is decoupled (Loshchilov and Hutter
     2019, arXiv:1711.05101) and multiplied by the learning rate, as in PyTorch's AdamW. It applies to matrices and the
-    output head, with `decay_embeddings` to the token embedding too, never to biases, norms and position tables. All
+    output head, with `decay_embeddings` to the token embedding too, never to biases, norms and position tables. The balance bias
+    of a router moves by `balance_rate` against the sign of its gradient instead (Wang et al. 2024, arXiv:2408.15664). All
     arithmetic is float32. Clipping is the train step's, which has the global norm anyway: `clip_by_norm`.
     """
 
@@ -45,6 +46,7 @@ class OptimizerConfig(Config):
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
     weight_decay: float = 0.1
     decay_embeddings: bool = True
+    balance_rate: float = 1e-3
 
     def validate(self) -> None:
         """Raises `ConfigError` for a rate out of range."""
@@ -68,6 +70,7 @@ class OptimizerConfig(Config):
         factor = self.schedule.build(1.0, num_steps)
         transform, peaks = self.transform(axes), self.peaks(axes)
         decays = map_axes(lambda names: self.weight_decay if is_decayed(names, self.decay_embeddings) else 0.0, axes)
+        balances = map_axes(lambda names: kind(names) == "balance", axes)
 
         def init(params: Params) -> Any:
             return transform.init(_float32(params))
@@ -76,12 +79,14 @@ class OptimizerConfig(Config):
             directions, state = transform.update(_float32(grads), state, _float32(params))
             now = factor(step)
 
-            def descend(p: Array, direction: Array, peak: float, decay: float) -> Array:
+            def descend(p: Array, g: Array, direction: Array, peak: float, decay: float, balance: bool) -> Array:
                 value = p.astype(jnp.float32)
+                if balance:
+                    return (value - self.balance_rate * jnp.sign(g.astype(jnp.float32))).astype(p.dtype)
                 change = direction + decay * value if decay else direction
                 return (value - peak * now * change).astype(p.dtype)
 
-            return jax.tree.map(descend, params, directions, peaks, decays), state
+            return jax.tree.map(descend, params, grads, directions, peaks, decays, balances), state
 
         return Optimizer(init, update, self.schedule.build(self.learning_rate, num_steps))
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 Axes = tuple[str, ...]
-KINDS = ("matrix", "embedding", "head", "positions", "vector")
+KINDS = ("matrix", "embedding", "head", "positions", "vector", "balance")
 
 _BATCH = ("layers", "experts")  # leading dimensions along which independent parameters are stacked
 _HEADS = ("heads", "kv_heads")  # together with head_dim they are one dimension of the matrix
@@ -42,8 +42,11 @@ def kind(axes: Axes) -> str:
     """The group of a parameter, one of `KINDS`.
 
     "embedding" maps tokens to vectors and "head" vectors to tokens, "positions" is a table of position vectors,
-    "vector" is a bias or a norm's scale, "matrix" is every other linear map.
+    "vector" is a bias or a norm's scale, "balance" a router's bias, whose gradient is the load of its experts, "matrix" is every
+    other linear map.
     """
+    if "balance" in axes:
+        return "balance"
     if "positions" in axes:
         return "positions"
     dims = matrix_dims(axes)

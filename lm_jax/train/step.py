@@ -17,6 +17,7 @@ from lm_jax.core.param import Params, logical_axes, param_specs
 from lm_jax.core.sharding import batch_specs
 from lm_jax.core.types import Array, Batch, Mean
 from lm_jax.optim.base import Optimizer, clip_by_norm, update_ema
+from lm_jax.optim.groups import kind, map_axes
 
 
 class TrainState(NamedTuple):
@@ -80,8 +81,10 @@ def train_step(
     """
     key = jax.random.fold_in(key, state.step)
     grads, terms = gradients(state.params, batch, key, graph=graph, objective=objective, accumulate=config.accumulate)
-    squares = jax.tree.map(_square_sum, grads, logical_axes(nnx.merge(graph, state.params)))
-    grad_norm = jnp.sqrt(sum(jnp.sum(square) for square in jax.tree.leaves(squares)))
+    axes = logical_axes(nnx.merge(graph, state.params))
+    squares = jax.tree.map(_square_sum, grads, axes)
+    counted = map_axes(lambda names, square: 0.0 if kind(names) == "balance" else jnp.sum(square), axes, squares)
+    grad_norm = jnp.sqrt(sum(jax.tree.leaves(counted)))
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(terms["loss"].value)
     if config.clip_norm is not None:
         grads = clip_by_norm(grads, grad_norm, config.clip_norm)

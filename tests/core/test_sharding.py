@@ -25,6 +25,8 @@ def test_two_free_axes_and_unknown_axes_are_errors():
         MeshShape(dp=-1, fsdp=-1).validate()
     with pytest.raises(ConfigError, match="'data' is not a mesh axis"):
         Layout(batch=("data",)).validate()
+    with pytest.raises(ConfigError, match="either all of these axes must split tokens"):
+        Layout(experts=("ep", "tp"), residual=()).validate()
 
 
 def test_spec_follows_the_layout():

@@ -15,7 +15,7 @@ from lm_jax.core.sharding import Layout, MeshShape, check_divisible, parameter_s
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.objectives.lm import LMConfig
 from tests import hlo
-from tests.models_for_tests import MODELS, VOCAB, batch, gpt2, llama, logits
+from tests.models_for_tests import MODELS, VOCAB, batch, gpt2, llama, logits, moe
 
 KEY = jax.random.key(0)
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -135,7 +135,8 @@ def test_dropout_needs_a_key_and_follows_it():
 
 @every_model
 def test_flops_equal_the_compiled_programs(name):
-    config = dataclasses.replace(MODELS[name], stack=dataclasses.replace(MODELS[name].stack, remat="none"))
+    config = moe(capacity_factor=1.0) if name == "moe" else MODELS[name]  # dropless products have no fixed number of rows
+    config = dataclasses.replace(config, stack=dataclasses.replace(config.stack, remat="none"))
     graph, params = split(jax.eval_shape(config.build, KEY))
     data = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, batch()))
     objective = LMConfig().build()

@@ -14,6 +14,7 @@ EXPECTED = {
     "stack/block0/mixer/key_bias": "vector",
     "stack/block0/mixer/output": "matrix",
     "stack/block0/experts/up": "matrix",
+    "stack/block0/router/balance": "balance",
     "stack/block0/norm/scale": "vector",
     "projection": "matrix",
     "head": "head",

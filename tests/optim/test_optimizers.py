@@ -50,7 +50,10 @@ def check(config: OptimizerConfig, expect, tolerance: float = 2e-6):
         p, gs = start[path].astype(np.float64), [g[path].astype(np.float64) for g in grads]
         decay = config.weight_decay if path in reference.DECAYED else 0.0
         rates = [config.learning_rate * factor for factor in FACTORS]
-        expected = expect(path, p, gs, rates, decay)
+        if path.endswith("balance"):
+            expected = p - config.balance_rate * sum(map(np.sign, gs))
+        else:
+            expected = expect(path, p, gs, rates, decay)
         np.testing.assert_allclose(result, expected, atol=tolerance, rtol=0, err_msg=path)
         assert result.dtype == jnp.float32 and np.abs(expected - p).max() > 100 * tolerance
     return state

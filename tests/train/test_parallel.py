@@ -18,7 +18,7 @@ from lm_jax.objectives.lm import LMConfig
 from lm_jax.optim.adamw import AdamW
 from lm_jax.optim.muon import Muon
 from lm_jax.train.step import StepConfig, gradients, init_state, train_step
-from tests.models_for_tests import VOCAB, batch, gpt2, llama, odd
+from tests.models_for_tests import VOCAB, batch, gpt2, llama, moe, odd
 
 KEY = jax.random.key(0)
 MESHES = {
@@ -32,8 +32,13 @@ MESHES = {
     "fsdp-cp": MeshShape(dp=1, fsdp=2, cp=4),
     "cp-tp": MeshShape(dp=1, cp=4, tp=2),
     "fsdp-cp-tp": MeshShape(dp=1, fsdp=2, cp=2, tp=2),
+    "fsdp-ep": MeshShape(dp=1, fsdp=2, ep=4),
+    "dp-ep-tp": MeshShape(dp=2, ep=2, tp=2),
+    "ep-cp-tp": MeshShape(dp=1, ep=2, cp=2, tp=2),
 }
 CONFIGS = {"llama": llama(), "odd": odd(), "gpt2": gpt2(32), "dropout": llama()}
+# A row's capacity is that of its part on a device where rows are split: "wide" drops nothing.
+CONFIGS |= {"moe": moe(), "capacity": moe(capacity_factor=0.9), "wide": moe(capacity_factor=2.0)}
 CONFIGS["dropout"].stack.pattern[0].dropout = 0.2
 CONFIGS["dropout"].embedding.dropout = 0.1
 
@@ -63,9 +68,13 @@ def on_one_device(name, packed, accumulate):
     return loss_and_gradients(CONFIGS[name], data, 1, accumulate)
 
 
+PACKED = [("llama", "dp-fsdp-tp"), ("llama", "cp"), *((name, "fsdp-cp-tp") for name in ("llama", "odd", "gpt2", "dropout"))]
+PACKED += [("moe", "ep-cp-tp"), ("wide", "ep-cp-tp")]
+
+
 def layout_for(name: str) -> Layout:
-    """One key-value head cannot be split."""
-    return Layout(kv_heads=()) if name == "odd" else Layout()
+    """One key-value head cannot be split; many small experts had better be whole."""
+    return {"odd": Layout(kv_heads=()), "wide": Layout(experts=("ep", "tp"), expert_mlp=())}.get(name, Layout())
 
 
 def check(name, mesh_name, packed=False, chunks=1, accumulate=1):
@@ -83,7 +92,14 @@ def check(name, mesh_name, packed=False, chunks=1, accumulate=1):
 
 
 @pytest.mark.parametrize(
-    ("name", "mesh_name"), [*(("llama", mesh) for mesh in MESHES), *(("odd", mesh) for mesh in ("dp", "fsdp-tp", "cp-tp"))]
+    ("name", "mesh_name"),
+    [
+        *(("llama", mesh) for mesh in MESHES if "ep" not in mesh),
+        *(("odd", mesh) for mesh in ("dp", "fsdp-tp", "cp-tp")),
+        *(("moe", mesh) for mesh in ("fsdp-ep", "dp-ep-tp", "fsdp-cp-tp")),
+        *(("capacity", mesh) for mesh in ("dp-fsdp", "fsdp-ep")),
+        *(("wide", mesh) for mesh in ("dp-ep-tp", "ep-cp-tp")),
+    ],
 )
 def test_any_mesh_equals_one_device(name, mesh_name):
     mesh, layout, params, grads = check(name, mesh_name)
@@ -97,19 +113,23 @@ def test_any_mesh_equals_one_device(name, mesh_name):
     jax.tree.map(kept, params, grads, logical_axes(shape))
 
 
-@pytest.mark.parametrize(
-    ("name", "mesh_name"), [("llama", "dp-fsdp-tp"), ("llama", "cp"), *((name, "fsdp-cp-tp") for name in CONFIGS)]
-)
+@pytest.mark.parametrize(("name", "mesh_name"), PACKED)
 def test_packed_documents_in_chunks_and_micro_batches(name, mesh_name):
     check(name, mesh_name, packed=True, chunks=4, accumulate=2)
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "mesh_name"), [(AdamW(learning_rate=1e-2), "fsdp-cp-tp"), (Muon(), "dp-fsdp-tp")], ids=["adamw", "muon"]
+    ("name", "optimizer", "mesh_name"),
+    [
+        ("llama", AdamW(learning_rate=1e-2), "fsdp-cp-tp"),
+        ("llama", Muon(), "dp-fsdp-tp"),
+        ("moe", AdamW(learning_rate=1e-3), "dp-ep-tp"),
+    ],
+    ids=["adamw", "muon", "moe"],
 )
-def test_twenty_steps_equal_one_device(optimizer, mesh_name):
+def test_twenty_steps_equal_one_device(name, optimizer, mesh_name):
     def train(place):
-        graph, params = split(jax.jit(CONFIGS["llama"].build)(KEY))
+        graph, params = split(jax.jit(CONFIGS[name].build)(KEY))
         rule, config = optimizer.build(logical_axes(nnx.merge(graph, params)), 20), StepConfig(ema_decay=0.9)
         step = functools.partial(train_step, graph=graph, objective=LMConfig().build(), optimizer=rule, config=config)
         state, step = jax.jit(functools.partial(init_state, optimizer=rule, config=config))(params), jax.jit(step)
@@ -128,8 +148,10 @@ def test_twenty_steps_equal_one_device(optimizer, mesh_name):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=5e-3), mesh_params, params)
 
 
-@pytest.mark.parametrize("name", ["llama", "odd"])
-def test_evaluation_and_generation_on_a_mesh(name):
+@pytest.mark.parametrize(
+    ("name", "mesh_name"), [("llama", "fsdp-cp-tp"), ("odd", "fsdp-cp-tp"), ("moe", "dp-ep-tp"), ("wide", "ep-cp-tp")]
+)
+def test_evaluation_and_generation_on_a_mesh(name, mesh_name):
     prompts = [[3, 1, 4, 1, 5], [9], [2, 6]]
 
     def scores(place):
@@ -140,7 +162,7 @@ def test_evaluation_and_generation_on_a_mesh(name):
     greedy = functools.partial(generate, prompts=prompts, max_tokens=9, sampling=SamplingConfig(temperature=0.0))
     graph, params, expected = scores(lambda data: data)
     tokens = greedy(graph, params)
-    mesh, layout = MESHES["fsdp-cp-tp"].build(), layout_for(name)
+    mesh, layout = MESHES[mesh_name].build(), layout_for(name)
     with use_mesh(mesh, layout):
         graph, params, got = scores(lambda data: shard_batch(data, mesh, layout))
     assert got == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,134 @@
+"""Which experts each token goes to, and what keeps their load even."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lm_jax.core.config import Config, check_choice, check_positive
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.local import all_sum, part, vary, varying
+from lm_jax.core.param import param, weight
+from lm_jax.core.types import Array, Aux, Mean
+from lm_jax.nn.attention import Place
+from lm_jax.nn.init import Init, zeros
+from lm_jax.nn.linear import project
+
+TOKENS = ("batch", "sequence", "residual")  # what splits the tokens of the residual stream
+
+
+@dataclasses.dataclass(kw_only=True)
+class RouterConfig(Config):
+    """Token-choice routing (Shazeer et al. 2017, arXiv:1701.06538): each token goes to its `top_k` experts of highest score.
+
+    | field | what | source |
+    |---|---|---|
+    | scores | "softmax" over the experts, or "sigmoid" of each | Mixtral, arXiv:2401.04088; DeepSeek-V3, arXiv:2412.19437 |
+    | renormalize | the gates of a token sum to 1 | |
+    | scale | multiplies the gates | DeepSeek-V3: 2.5 |
+    | load_balance | weight of E sum_e f_e P_e: f the share of choices, P the mean score; 1 where even | arXiv:2101.03961, eq. 4 |
+    | z_loss | weight of the mean of logsumexp(logits)^2 | ST-MoE, arXiv:2202.08906, eq. 5 |
+    | balance_bias | a bias for the choice only, moved against the load by `optimizer.balance_rate` | arXiv:2408.15664 |
+
+    Scores are float32. Shares and means are over all tokens of the (micro-)batch, on all devices, without padding.
+    """
+
+    top_k: int = 2
+    scores: str = "softmax"
+    renormalize: bool = True
+    scale: float = 1.0
+    load_balance: float = 0.01
+    z_loss: float = 0.001
+    balance_bias: bool = False
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for an unknown score or a number out of range."""
+        check_choice("scores", self.scores, ("softmax", "sigmoid"))
+        check_positive(self, "top_k", "scale")
+        if self.load_balance < 0 or self.z_loss < 0:
+            raise ConfigError(f"load_balance={self.load_balance} and z_loss={self.z_loss} must not be negative")
+
+    def build(self, rngs: nnx.Rngs, width: int, num_experts: int, init: Init) -> "Router":
+        """The router among `num_experts`."""
+        return Router(self, rngs, width, num_experts, init)
+
+
+class Routing(NamedTuple):
+    """Where the tokens of this device go."""
+
+    experts: Array  # int32 [B, T, top_k], best first
+    gates: Array  # float32 [B, T, top_k]; 0 at padding
+    real: Array  # bool [B, T]: not padding
+
+
+class Router(nnx.Module):
+    """See `RouterConfig`."""
+
+    def __init__(self, config: RouterConfig, rngs: nnx.Rngs, width: int, num_experts: int, init: Init):
+        self.config = config
+        self.matrix = param(rngs, init.linear(width), (width, num_experts), ("embed", "router"))
+        self.balance = param(rngs, zeros, (num_experts,), ("balance",)) if config.balance_bias else None
+
+    def __call__(self, x_BTD: Array, place: Place) -> tuple[Routing, Aux]:
+        """The routing of tokens [B, T, D] of the residual stream, and its losses.
+
+        Metrics: "load_balance" and "router_z", the losses without weights; "load_max", that of the busiest expert over the mean.
+        """
+        config = self.config
+        logits_BTE = project("BTD,DE->BTE", x_BTD.astype(jnp.float32), self.matrix)
+        scores_BTE = jax.nn.softmax(logits_BTE) if config.scores == "softmax" else jax.nn.sigmoid(logits_BTE)
+        ranking = scores_BTE
+        if self.balance is not None:
+            bias = weight(self.balance, logits_BTE)
+            ranking = ranking + bias[None, None, :]
+        _, experts = jax.lax.top_k(jax.lax.stop_gradient(ranking), config.top_k)
+        real = jnp.ones(experts.shape[:2], bool)
+        if place.segments_BT is not None:
+            real = jnp.broadcast_to(part(place.segments_BT, "residual", 1) > 0, real.shape)
+        gates = jnp.take_along_axis(scores_BTE, experts, axis=-1)
+        if config.renormalize:
+            gates = gates / jnp.maximum(jnp.sum(gates, axis=-1, keepdims=True), 1e-20)
+        gates = jnp.where(real[:, :, None], config.scale * gates, 0.0)
+        chosen_E = _count(experts, real, logits_BTE.shape[-1])
+        if self.balance is not None:
+            gates = _with_load(gates, bias, chosen_E)
+        return Routing(experts, gates, real), self._aux(logits_BTE, scores_BTE, chosen_E, real)
+
+    def _aux(self, logits_BTE: Array, scores_BTE: Array, chosen_E: Array, real: Array) -> Aux:
+        config, num_experts = self.config, logits_BTE.shape[-1]
+        shares = scores_BTE / jnp.sum(scores_BTE, axis=-1, keepdims=True)
+        z = jnp.square(jax.nn.logsumexp(logits_BTE, axis=-1))
+        sums = (chosen_E, jnp.sum(jnp.where(real[:, :, None], shares, 0.0), axis=(0, 1)), jnp.sum(jnp.where(real, z, 0.0)))
+        chosen_E, shares_E, z_sum, count = all_sum((*sums, jnp.sum(real, dtype=jnp.float32)), *TOKENS)
+        load_E = chosen_E * num_experts / jnp.maximum(jnp.sum(chosen_E), 1.0)
+        tokens = jnp.maximum(count, 1.0)
+        balance, z_mean = jnp.sum(load_E * shares_E) / tokens, z_sum / tokens
+        metrics = {"load_balance": balance, "router_z": z_mean, "load_max": jnp.max(load_E)}
+        loss = config.load_balance * balance + config.z_loss * z_mean
+        return Aux(loss, {name: Mean(value * count, count) for name, value in metrics.items()})
+
+
+def _count(experts: Array, real: Array, num_experts: int) -> Array:
+    """float32 [E]: how often each expert is chosen by tokens that are `real`."""
+    times = jnp.broadcast_to(real[:, :, None], experts.shape).astype(jnp.float32)
+    return vary(jnp.zeros(num_experts, jnp.float32), varying(experts)).at[experts].add(times)
+
+
+@jax.custom_vjp
+def _with_load(gates: Array, bias_E: Array, chosen_E: Array) -> Array:
+    """`gates`. The gradient of the bias is how far each expert's load is above the mean, whose sign the optimizer goes against:
+    so the load of all micro-batches, devices and stages is summed as every gradient is."""
+    return gates
+
+
+def _with_load_forward(gates, bias_E, chosen_E):
+    return gates, chosen_E
+
+
+def _with_load_backward(chosen_E, g):
+    return g, chosen_E - jnp.mean(chosen_E), jnp.zeros_like(chosen_E)
+
+
+_with_load.defvjp(_with_load_forward, _with_load_backward)
