@@ -14,6 +14,7 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import Params, logical_axes, split
 from lm_jax.core.sharding import check_divisible, parameter_sizes
 from lm_jax.nn.attend import Case, choose
+from lm_jax.nn.pipeline import Schedule
 from lm_jax.optim.base import Optimizer
 from lm_jax.train.step import TrainState, init_state, train_step
 
@@ -88,17 +89,21 @@ def jit_step(experiment: Experiment, parts: Parts) -> Any:
 
 
 def check_mesh(experiment: Experiment, mesh: Mesh | AbstractMesh) -> None:
-    """Raises `ConfigError` where the layout does not divide a batch, a row or a parameter, or attention cannot run as asked.
+    """Raises `ConfigError` where the layout does not divide a batch, a row or a parameter, or attention or a pipeline cannot run
+    as asked.
 
     Call it outside `use_mesh`.
     """
     attention_backends(experiment, mesh)
-    if experiment.layout.ways("layers", mesh) > 1:
-        raise ConfigError("layers cannot be split over devices yet (no pipeline schedule): set mesh.pp=1")
     data, layout, parts = experiment.data, experiment.layout, build(experiment)
     sizes = [("data.batch_size / step.accumulate", data.batch_size // experiment.step.accumulate, "batch")]
     sizes += [(f"batch_size of eval {e.name!r}", e.batch_size, "batch") for e in experiment.evals]
     check_divisible([*sizes, *parameter_sizes(parts.shapes, parts.axes)], layout, mesh)
+    for name, num_rows, _ in sizes:
+        try:
+            pipeline_schedule(experiment, mesh, num_rows)
+        except ConfigError as error:
+            raise ConfigError(f"{name}={num_rows}: {error}") from error
     rows = [("data.length", data.length, experiment.objective.chunks)]
     rows += [(f"length of eval {e.name!r}", e.length or data.length, e.chunks) for e in experiment.evals]
     sequence, residual = layout.ways("sequence", mesh), layout.ways("residual", mesh)
@@ -109,6 +114,19 @@ def check_mesh(experiment: Experiment, mesh: Mesh | AbstractMesh) -> None:
                 f"{name}={length} is not divisible by {pieces}: {sequence} devices of the sequence (2 slices each), {residual} of "
                 f"the residual stream, {chunks} chunks of the loss; {max(length // pieces, 1) * pieces} is"
             )
+
+
+def pipeline_schedule(experiment: Experiment, mesh: Mesh | AbstractMesh, num_rows: int | None = None) -> Schedule | None:
+    """How the stack runs a batch of `num_rows` rows (default: those of a micro-batch of `step.accumulate`) on a mesh that splits
+    layers; None on others. Raises `ConfigError` where it cannot."""
+    layout = experiment.layout
+    stages = layout.ways("layers", mesh)
+    if stages == 1:
+        return None
+    if num_rows is None:
+        num_rows = experiment.data.batch_size // experiment.step.accumulate
+    rest = dataclasses.replace(layout, batch=tuple(axis for axis in layout.batch if axis not in layout.layers))
+    return experiment.model.stack.schedule(num_rows // rest.ways("batch", mesh), stages, layout.micro_batches)
 
 
 def attention_backends(experiment: Experiment, mesh: Mesh | AbstractMesh) -> list[str]:

@@ -29,7 +29,17 @@ from lm_jax.data.tokenizers import Tokenizer
 from lm_jax.evals.perplexity import PerplexityConfig, perplexity
 from lm_jax.infer.generate import generate
 from lm_jax.infer.sampling import SamplingConfig
-from lm_jax.parts import Parts, abstract_state, attention_backends, build, check_mesh, initial_state, jit_step, keys
+from lm_jax.parts import (
+    Parts,
+    abstract_state,
+    attention_backends,
+    build,
+    check_mesh,
+    initial_state,
+    jit_step,
+    keys,
+    pipeline_schedule,
+)
 from lm_jax.study.report import write_report
 from lm_jax.train.checkpoint import Checkpoints
 from lm_jax.train.lock import RunLock
@@ -133,6 +143,9 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             log.event(0, "start", message, num_params=parts.num_params)
             for line in attention_backends(experiment, mesh):
                 log.event(0, "attention", line)
+            schedule = pipeline_schedule(experiment, mesh)
+            if schedule is not None:
+                log.event(0, "pipeline", str(schedule), bubble_share=schedule.bubble_share)
         else:
             step, state = checkpoints.restore(like=abstract_state(experiment, parts, mesh))
             saved = checkpoints.record(step)

@@ -114,7 +114,14 @@ def test_the_record_rebuilds_the_config(name):
             {"model.stack.pattern[0].mixer.implementation": "cudnn"},
             r"'cudnn' cannot compute this: it needs an NVIDIA GPU",
         ),
-        (dict(dp=1, pp=2), {}, "set mesh.pp=1"),
+        (dict(dp=1, pp=3), {}, r"layers=4 is not divisible by the 3 devices of pp=3; 3 or 6 is"),
+        (dict(dp=1, pp=4), {"layout.micro_batches": "2"}, "4 stages with 2 micro-batches of 12 rows: there must be as many"),
+        (
+            dict(dp=1, pp=2),
+            {"layout.micro_batches": "5"},
+            r"micro_batches=5 does not divide the 12 rows of a pipeline",
+        ),
+        (dict(dp=2, pp=2), {"layout.micro_batches": "3", "model.stack.rounds": "2"}, "3 micro-batches must be a multiple of the 2"),
         (dict(dp=1, cp=2, tp=2), {"objective.chunks": "16"}, r"data.length=64 is not divisible by 128: .* 16 chunks"),
     ],
 )

@@ -80,11 +80,19 @@ def _whole_backward(dtype, where, own, along, like, g):
 _whole.defvjp(_whole_forward, _whole_backward)
 
 
-def stacked(make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs, num_layers: int) -> nnx.Module:
-    """`num_layers` independent draws of the module `make`, every parameter with a leading "layers" axis."""
-    module = jax.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), num_layers))
+def stacked(make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs, num_layers: int, rounds: int = 1) -> nnx.Module:
+    """`num_layers` independent draws of the module `make`, every parameter with a leading "layers" axis.
+
+    With `rounds` above 1 two axes lead, "rounds" and "layers", with as many values, drawn alike, in all.
+    """
+    keys, leading = jax.random.split(rngs.params(), num_layers), ("layers",)
+    build = jax.vmap(lambda key: make(nnx.Rngs(params=key)))
+    if rounds > 1:
+        keys, leading, build = keys.reshape(rounds, -1), ("rounds", "layers"), jax.vmap(build)
+    where = spec(*leading)
+    module = build(keys if where is None else jax.sharding.reshard(keys, where))
     for _, variable in nnx.to_flat_state(nnx.state(module)):
-        variable.set_metadata(axes=("layers", *variable.axes))
+        variable.set_metadata(axes=(*leading, *variable.axes))
     return module
 
 

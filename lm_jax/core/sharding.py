@@ -80,9 +80,12 @@ class Layout(Config):
 
     `experts` are those of a mixture, `expert_mlp` the feed-forward width within each; many small ones are better split whole, with
     experts=("ep", "tp") and expert_mlp=(). `router` is the experts as the router's outputs, `balance` as its biases.
+
+    Where `layers` are split, the devices of a pipeline pass `micro_batches` on to each other (None: one for each row); for
+    everything outside the stack they are one more axis of the batch.
     """
 
-    batch: tuple[str, ...] = ("dp", "fsdp", "ep")
+    batch: tuple[str, ...] = ("pp", "dp", "fsdp", "ep")
     sequence: tuple[str, ...] = ("cp",)
     residual: tuple[str, ...] = ("tp",)
     layers: tuple[str, ...] = ("pp",)
@@ -93,21 +96,28 @@ class Layout(Config):
     heads: tuple[str, ...] = ("tp",)
     kv_heads: tuple[str, ...] = ("tp",)
     head_dim: tuple[str, ...] = ()
+    rounds: tuple[str, ...] = ()
     experts: tuple[str, ...] = ("ep",)
     expert_mlp: tuple[str, ...] = ("tp",)
     router: tuple[str, ...] = ()
     balance: tuple[str, ...] = ()
     gather: tuple[str, ...] = ("fsdp",)
+    micro_batches: int | None = None
 
     def validate(self) -> None:
         """Raises `ConfigError` for a mesh axis that does not exist, or one that is gathered over but does not split the batch."""
-        for field in dataclasses.fields(self):
-            for axis in getattr(self, field.name):
+        splits = {name: value for name, value in vars(self).items() if isinstance(value, tuple)}
+        for name, axes in splits.items():
+            for axis in axes:
                 if axis not in MESH_AXES:
-                    raise ConfigError(f"{field.name}={axis!r} is not a mesh axis; they are {', '.join(MESH_AXES)}")
-            kinds = [axis in self.gather for axis in getattr(self, field.name)]
-            if field.name != "batch" and kinds != sorted(kinds):
-                raise ConfigError(f"{field.name}={getattr(self, field.name)}: the axes of gather={self.gather} must come last")
+                    raise ConfigError(f"{name}={axis!r} is not a mesh axis; they are {', '.join(MESH_AXES)}")
+            kinds = [axis in self.gather for axis in axes]
+            if name != "batch" and kinds != sorted(kinds):
+                raise ConfigError(f"{name}={axes}: the axes of gather={self.gather} must come last")
+        if len(self.layers) > 1:
+            raise ConfigError(f"layers={self.layers}: a pipeline runs along one mesh axis")
+        if self.micro_batches is not None and self.micro_batches < 1:
+            raise ConfigError(f"micro_batches={self.micro_batches} must be above 0; None: one for each row")
         idle = [axis for axis in self.gather if axis not in self.batch]
         if idle:
             raise ConfigError(f"gather={self.gather}: {idle[0]!r} is not in batch={self.batch}, so its devices would repeat work")
@@ -142,10 +152,16 @@ _layout: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout"
 def use_mesh(mesh: Mesh | AbstractMesh, layout: Layout) -> Iterator[None]:
     """Inside, arrays are typed with shardings on `mesh` and `spec` follows `layout`."""
     enter = jax.sharding.use_abstract_mesh if isinstance(mesh, AbstractMesh) else jax.set_mesh
+    with use_layout(layout), enter(mesh):
+        yield
+
+
+@contextlib.contextmanager
+def use_layout(layout: Layout) -> Iterator[None]:
+    """Inside, on the mesh that is in use, `spec` and the local view follow `layout`."""
     token = _layout.set(layout)
     try:
-        with enter(mesh):
-            yield
+        yield
     finally:
         _layout.reset(token)
 
@@ -159,6 +175,11 @@ def spec(*names: str | None) -> PartitionSpec | None:
 def specs(axes: Any) -> Any:
     """`spec` of every tuple of logical names in a nested dict."""
     return {name: specs(value) if isinstance(value, dict) else spec(*value) for name, value in axes.items()}
+
+
+def current_layout() -> Layout | None:
+    """The layout of `use_mesh`; None outside."""
+    return _layout.get()
 
 
 def current_axes(name: str) -> tuple[str, ...]:

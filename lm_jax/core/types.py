@@ -35,9 +35,9 @@ class Mean(NamedTuple):
 
 
 class Aux(NamedTuple):
-    """What layers return beside their output: a loss to be added to that of every token, and what is only logged."""
+    """What layers return beside their output: a loss of every token, and what is only logged."""
 
-    loss: Array  # float32 []: weighted already, the mean over the tokens; layers add up
+    loss: Array  # float32 []: weighted already, the sum over the tokens that are no padding; layers and micro-batches add up
     metrics: dict[str, Mean]
 
     @classmethod

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm_jax.core.config import Config, check_choice, check_positive
-from lm_jax.core.local import all_gather, token_index
+from lm_jax.core.local import all_gather, all_sum, token_index
 from lm_jax.core.param import param, weight
-from lm_jax.core.types import Array, Aux, Batch
+from lm_jax.core.types import Array, Batch, Mean
 from lm_jax.nn.attention import Cache, CacheInfo, Place
 from lm_jax.nn.embedding import EmbeddingConfig, soft_cap
 from lm_jax.nn.init import Init
@@ -19,10 +19,11 @@ from lm_jax.nn.stack import StackConfig
 
 
 class Output(NamedTuple):
-    """What a model returns: the last hidden states, and the auxiliary loss and metrics of its layers (none in a dense model)."""
+    """What a model returns: the last hidden states, the auxiliary loss of a token (a mean), and metrics of its layers."""
 
     hidden: Array  # [B, T, D]
-    aux: Aux
+    loss: Array  # float32 []; 0 in a dense model
+    metrics: dict[str, Mean]
 
 
 class DecodeState(NamedTuple):
@@ -111,7 +112,11 @@ class Decoder(nnx.Module):
         place = Place(positions, batch.get("segments"))
         x_BTD = self.embedding(tokens, positions, jnp.dtype(self.config.dtype), keys[0])
         x_BTD, _, aux = self.stack(x_BTD, place, key=keys[1])
-        return Output(x_BTD, aux)
+        if not aux.metrics:
+            return Output(x_BTD, aux.loss, {})
+        real = tokens.size if place.segments_BT is None else jnp.sum(place.segments_BT > 0)
+        count = all_sum(jnp.asarray(real, jnp.float32), "batch", "sequence")
+        return Output(x_BTD, aux.loss / jnp.maximum(count, 1.0), aux.metrics)
 
     def logits(self, hidden_BTD: Array) -> Array:
         """float32 [B, T, V]: position t scores the token after it. In a local view V is this device's part of the vocabulary."""

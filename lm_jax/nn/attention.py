@@ -26,6 +26,7 @@ class Place(NamedTuple):
 
     positions_BT: Array  # int32 [B, T] or [1, T]: the position within the document, for position embeddings
     segments_BT: Array | None  # int32 [B, T]: the document within the row, 0 is padding; None: one document per row
+    rows_B: Array | None = None  # int32 [B]: which rows of the batch these are, -1 for none; None: those of this device, in order
 
 
 class Cache(NamedTuple):

@@ -62,16 +62,16 @@ class Block(nnx.Module):
         self, x_BTD: Array, place: Place, cache: Cache | None, info: CacheInfo | None, key: Array | None
     ) -> tuple[Array, Cache | None, Aux]:
         """[B, T, D] to [B, T, D]; `key` None means evaluation (no dropout)."""
-        keys = (None, None) if key is None else jax.random.split(key)
+        rate, keys = self.config.dropout, (None, None) if key is None else jax.random.split(key)
         h_BTD = x_BTD if self.mixer_norm is None else self.mixer_norm(x_BTD)
         h_BTD, cache = self.mixer(h_BTD, place, cache, info)
-        x_BTD = self._add(x_BTD, h_BTD, self.mixer_post_norm, keys[0])
+        x_BTD = self._add(x_BTD, dropout(h_BTD, rate, keys[0], place.rows_B), self.mixer_post_norm)
         h_BTD = x_BTD if self.feed_forward_norm is None else self.feed_forward_norm(x_BTD)
         h_BTD, aux = self.feed_forward(h_BTD, place)
-        return self._add(x_BTD, h_BTD, self.feed_forward_post_norm, keys[1]), cache, aux
+        h_BTD = dropout(h_BTD, rate, keys[1], place.rows_B)
+        return self._add(x_BTD, h_BTD, self.feed_forward_post_norm), cache, aux
 
-    def _add(self, x: Array, branch: Array, norm: nnx.Module | None, key: Array | None) -> Array:
-        branch = dropout(branch, self.config.dropout, key)
+    def _add(self, x: Array, branch: Array, norm: nnx.Module | None) -> Array:
         if norm is None:
             return x + branch
         return norm(x + branch) if self.config.placement == "post" else x + norm(branch)

@@ -7,16 +7,17 @@ from lm_jax.core.local import index, token_index
 from lm_jax.core.types import Array
 
 
-def dropout(x_BTD: Array, rate: float, key: Array | None) -> Array:
+def dropout(x_BTD: Array, rate: float, key: Array | None, rows_B: Array | None = None) -> Array:
     """Zeros each element of the residual stream with probability `rate` and scales the rest by 1 / (1 - rate).
 
-    Srivastava et al. 2014. Every token has a key of its own, so that the same elements are dropped on every mesh. Returns
-    `x_BTD` itself when `key` is None or `rate` is 0.
+    Srivastava et al. 2014. Every token has a key of its own, so that the same elements are dropped on every mesh; `rows_B` says
+    which rows of the batch these are (None: those of this device). Returns `x_BTD` itself when `key` is None or `rate` is 0.
     """
     if key is None or rate == 0.0:
         return x_BTD
     B, T, D = x_BTD.shape
-    rows, tokens = index("batch") * B + jnp.arange(B), token_index(T, residual=True)
+    rows = index("batch") * B + jnp.arange(B) if rows_B is None else rows_B
+    tokens = token_index(T, residual=True)
     kept = lambda row, token: jax.random.bernoulli(  # noqa: E731
         jax.random.fold_in(jax.random.fold_in(key, row), token), 1 - rate, (D,)
     )

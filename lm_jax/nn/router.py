@@ -16,7 +16,8 @@ from lm_jax.nn.attention import Place
 from lm_jax.nn.init import Init, zeros
 from lm_jax.nn.linear import project
 
-TOKENS = ("batch", "sequence", "residual")  # what splits the tokens of the residual stream
+ROW = ("sequence", "residual")
+TOKENS = ("batch", *ROW)  # what splits the tokens of the residual stream
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -29,10 +30,12 @@ class RouterConfig(Config):
     | renormalize | the gates of a token sum to 1 | |
     | scale | multiplies the gates | DeepSeek-V3: 2.5 |
     | load_balance | weight of E sum_e f_e P_e: f the share of choices, P the mean score; 1 where even | arXiv:2101.03961, eq. 4 |
+    | balance_over | f and P of the "batch": all tokens of a micro-batch, on all devices; or of each "row" | DeepSeek-V3, eq. 17 |
     | z_loss | weight of the mean of logsumexp(logits)^2 | ST-MoE, arXiv:2202.08906, eq. 5 |
     | balance_bias | a bias for the choice only, moved against the load by `optimizer.balance_rate` | arXiv:2408.15664 |
 
-    Scores are float32. Shares and means are over all tokens of the (micro-)batch, on all devices, without padding.
+    Scores are float32. Padding is not counted. With balance_over="batch" the loss depends on which rows make a micro-batch, of
+    `step.accumulate` or of a pipeline; by "row" it is the same on any mesh.
     """
 
     top_k: int = 2
@@ -40,12 +43,14 @@ class RouterConfig(Config):
     renormalize: bool = True
     scale: float = 1.0
     load_balance: float = 0.01
+    balance_over: str = "batch"
     z_loss: float = 0.001
     balance_bias: bool = False
 
     def validate(self) -> None:
         """Raises `ConfigError` for an unknown score or a number out of range."""
         check_choice("scores", self.scores, ("softmax", "sigmoid"))
+        check_choice("balance_over", self.balance_over, ("batch", "row"))
         check_positive(self, "top_k", "scale")
         if self.load_balance < 0 or self.z_loss < 0:
             raise ConfigError(f"load_balance={self.load_balance} and z_loss={self.z_loss} must not be negative")
@@ -87,33 +92,45 @@ class Router(nnx.Module):
         real = jnp.ones(experts.shape[:2], bool)
         if place.segments_BT is not None:
             real = jnp.broadcast_to(part(place.segments_BT, "residual", 1) > 0, real.shape)
+        if place.rows_B is not None:
+            real = real & (place.rows_B >= 0)[:, None]
+        real = vary(real, varying(experts))
         gates = jnp.take_along_axis(scores_BTE, experts, axis=-1)
         if config.renormalize:
             gates = gates / jnp.maximum(jnp.sum(gates, axis=-1, keepdims=True), 1e-20)
         gates = jnp.where(real[:, :, None], config.scale * gates, 0.0)
-        chosen_E = _count(experts, real, logits_BTE.shape[-1])
+        chosen_BE = _count(experts, real, logits_BTE.shape[-1])
         if self.balance is not None:
-            gates = _with_load(gates, bias, chosen_E)
-        return Routing(experts, gates, real), self._aux(logits_BTE, scores_BTE, chosen_E, real)
+            gates = _with_load(gates, bias, jnp.sum(chosen_BE, axis=0))
+        return Routing(experts, gates, real), self._aux(logits_BTE, scores_BTE, chosen_BE, real)
 
-    def _aux(self, logits_BTE: Array, scores_BTE: Array, chosen_E: Array, real: Array) -> Aux:
+    def _aux(self, logits_BTE: Array, scores_BTE: Array, chosen_BE: Array, real: Array) -> Aux:
         config, num_experts = self.config, logits_BTE.shape[-1]
         shares = scores_BTE / jnp.sum(scores_BTE, axis=-1, keepdims=True)
         z = jnp.square(jax.nn.logsumexp(logits_BTE, axis=-1))
-        sums = (chosen_E, jnp.sum(jnp.where(real[:, :, None], shares, 0.0), axis=(0, 1)), jnp.sum(jnp.where(real, z, 0.0)))
-        chosen_E, shares_E, z_sum, count = all_sum((*sums, jnp.sum(real, dtype=jnp.float32)), *TOKENS)
-        load_E = chosen_E * num_experts / jnp.maximum(jnp.sum(chosen_E), 1.0)
-        tokens = jnp.maximum(count, 1.0)
-        balance, z_mean = jnp.sum(load_E * shares_E) / tokens, z_sum / tokens
-        metrics = {"load_balance": balance, "router_z": z_mean, "load_max": jnp.max(load_E)}
-        loss = config.load_balance * balance + config.z_loss * z_mean
-        return Aux(loss, {name: Mean(value * count, count) for name, value in metrics.items()})
+        sums = (chosen_BE, jnp.sum(jnp.where(real[:, :, None], shares, 0.0), axis=1), jnp.sum(jnp.where(real, z, 0.0), axis=1))
+        sums = all_sum((*sums, jnp.sum(real, axis=1, dtype=jnp.float32)), *ROW)
+        rows, whole = sums, all_sum(jax.tree.map(lambda x: jnp.sum(x, axis=0, keepdims=True), sums), "batch")
+
+        def balance(chosen_GE: Array, shares_GE: Array, _: Array, count_G: Array) -> Array:
+            """The sum over the tokens of each group."""
+            load_GE = chosen_GE * num_experts / jnp.maximum(jnp.sum(chosen_GE, axis=1, keepdims=True), 1.0)
+            return jnp.sum(load_GE * shares_GE)
+
+        by_row = config.balance_over == "row"
+        balance_sum = all_sum(balance(*rows), "batch") if by_row else balance(*whole)
+        chosen_E, _, z_sum, count = (x[0] for x in whole)
+        load_max = jnp.max(chosen_E) * num_experts / jnp.maximum(jnp.sum(chosen_E), 1.0)
+        metrics = {"load_balance": balance_sum, "router_z": z_sum, "load_max": load_max * count}
+        loss = config.load_balance * balance_sum + config.z_loss * z_sum
+        return Aux(loss, {name: Mean(value, count) for name, value in metrics.items()})
 
 
 def _count(experts: Array, real: Array, num_experts: int) -> Array:
-    """float32 [E]: how often each expert is chosen by tokens that are `real`."""
+    """float32 [B, E]: how often each expert is chosen by the tokens of a row that are `real`."""
     times = jnp.broadcast_to(real[:, :, None], experts.shape).astype(jnp.float32)
-    return vary(jnp.zeros(num_experts, jnp.float32), varying(experts)).at[experts].add(times)
+    none = vary(jnp.zeros((len(experts), num_experts), jnp.float32), varying(experts))
+    return none.at[jnp.arange(len(experts))[:, None, None], experts].add(times)
 
 
 @jax.custom_vjp

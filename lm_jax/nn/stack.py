@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ from flax import nnx
 
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.errors import ConfigError
+from lm_jax.core.local import overlap, part, ways
 from lm_jax.core.param import stacked
+from lm_jax.core.sharding import current_layout
 from lm_jax.core.types import Array, Aux
 from lm_jax.nn.attention import Cache, CacheInfo, Place
 from lm_jax.nn.block import BlockConfig
@@ -18,6 +21,7 @@ from lm_jax.nn.init import Init
 from lm_jax.nn.kernels.spec import ATTENTION
 from lm_jax.nn.linear import PROJECTION
 from lm_jax.nn.norm import NormConfig
+from lm_jax.nn.pipeline import Schedule, pipeline
 
 
 def _keep(*names: str) -> Callable[[Callable], Callable]:
@@ -59,25 +63,49 @@ class StackConfig(Config):
     | "offload" | the same, in the host's memory | moves instead of computing; not on every backend |
     | "attention" | the results of attention | projections are computed again, attention is not |
     | "full" | only the input of the repeat | least memory, a third more FLOPs |
+
+    On a mesh that splits layers (`nn/pipeline.py`) each device has `rounds` pieces of the stack. More rounds shorten the bubble,
+    and move the activations as many times. The parameters are stored by rounds, on any mesh.
     """
 
     pattern: tuple[BlockConfig, ...] = dataclasses.field(default_factory=lambda: (BlockConfig(),))
     repeats: int = 12
+    rounds: int = 1
     final_norm: NormConfig | None = dataclasses.field(default_factory=NormConfig)
     unroll: int = 1
     remat: str = "none"
 
     def validate(self) -> None:
         """Raises `ConfigError` for an empty stack or an unknown policy."""
-        check_positive(self, "repeats", "unroll")
+        check_positive(self, "repeats", "rounds", "unroll")
         check_choice("remat", self.remat, tuple(REMAT))
         if not self.pattern:
             raise ConfigError("pattern is empty; give at least one block")
+        if self.repeats % self.rounds:
+            raise ConfigError(f"repeats={self.repeats} is not divisible by rounds={self.rounds}")
 
     @property
     def num_layers(self) -> int:
         """Blocks in the stack."""
         return len(self.pattern) * self.repeats
+
+    def schedule(self, num_rows: int, stages: int, micro_batches: int | None) -> Schedule:
+        """That of a pipeline of `stages` devices through which `num_rows` rows pass; `micro_batches` as in `Layout`.
+
+        Raises `ConfigError` where the rows do not split into as many, or where these are too few.
+        """
+        number = micro_batches or num_rows
+        if num_rows % number:
+            near = [n for n in range(1, num_rows + 1) if num_rows % n == 0]
+            raise ConfigError(f"layout.micro_batches={number} does not divide the {num_rows} rows of a pipeline; {near} do")
+        if number < stages:
+            raise ConfigError(
+                f"a pipeline of {stages} stages with {number} micro-batches of {num_rows} rows: there must be as many as stages,"
+                " better 4 times as many; raise layout.micro_batches or the batch size, or lower mesh.pp"
+            )
+        if self.rounds > 1 and number % stages:
+            raise ConfigError(f"rounds={self.rounds}: the {number} micro-batches must be a multiple of the {stages} stages")
+        return Schedule(stages, self.rounds, number)
 
     def build(self, rngs: nnx.Rngs, width: int, init: Init) -> "Stack":
         """The stack for inputs of `width`."""
@@ -95,7 +123,7 @@ class Stack(nnx.Module):
         self.config = config
         for i, block in enumerate(config.pattern):
             make = lambda rngs, block=block: block.build(rngs, width, init, config.num_layers)  # noqa: E731
-            setattr(self, f"block{i}", stacked(make, rngs, config.repeats))
+            setattr(self, f"block{i}", stacked(make, rngs, config.repeats, config.rounds))
         self.final_norm = None if config.final_norm is None else config.final_norm.build(rngs, width)
 
     def __call__(
@@ -111,9 +139,27 @@ class Stack(nnx.Module):
 
         The last result is the layers' `Aux`, added up.
         """
-        config = self.config
+        config, schedule = self.config, self._schedule(x_BTD.shape[0], decoding=caches is not None)
         blocks = tuple(getattr(self, f"block{i}") for i in range(len(config.pattern)))
         keys = None if key is None else jax.random.split(key, config.num_layers).reshape(config.repeats, -1)
+        if schedule is None:
+            if config.rounds > 1:
+                blocks = jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), blocks)
+            x_BTD, caches, aux = self._repeats(x_BTD, place, blocks, caches, keys, info)
+        else:
+            x_BTD, caches, aux = self._pipeline(schedule, x_BTD, place, blocks, caches, keys, info)
+        return (x_BTD if self.final_norm is None else self.final_norm(x_BTD)), caches, aux
+
+    def _repeats(
+        self,
+        x_BTD: Array,
+        place: Place,
+        blocks: tuple[nnx.Module, ...],
+        caches: tuple[Cache, ...] | None,
+        keys: Array | None,
+        info: CacheInfo | None,
+    ) -> tuple[Array, tuple[Cache, ...] | None, Aux]:
+        """The output of repeats, one after another, whose parameters, caches and keys lead with as many values."""
 
         def repeat(x, xs):
             blocks, caches, keys = xs
@@ -125,16 +171,53 @@ class Stack(nnx.Module):
                 total = total + aux
             return x, (None if caches is None else tuple(new), total)
 
-        body = REMAT[config.remat](repeat)
-        x_BTD, (caches, aux) = jax.lax.scan(body, x_BTD, (blocks, caches, keys), unroll=min(config.unroll, config.repeats))
-        aux = jax.tree.map(lambda x: jnp.sum(x, axis=0), aux)
-        return (x_BTD if self.final_norm is None else self.final_norm(x_BTD)), caches, aux
+        body = REMAT[self.config.remat](repeat)
+        xs = (blocks, caches, keys)
+        unroll = min(self.config.unroll, len(jax.tree.leaves(xs)[0]))
+        x_BTD, (caches, aux) = jax.lax.scan(body, x_BTD, xs, unroll=unroll)
+        return x_BTD, caches, jax.tree.map(lambda x: jnp.sum(x, axis=0), aux)
+
+    def _schedule(self, num_rows: int, *, decoding: bool) -> Schedule | None:
+        """That of a pipeline over the devices that the layers are split over; None where they are not."""
+        stages, layout = ways("layers"), current_layout()
+        if stages == 1 or layout is None:
+            return None
+        if decoding:
+            return Schedule(stages, self.config.rounds, 1)
+        return self.config.schedule(num_rows * overlap("layers", "batch"), stages, layout.micro_batches)
+
+    def _pipeline(
+        self,
+        schedule: Schedule,
+        x_BTD: Array,
+        place: Place,
+        blocks: tuple[nnx.Module, ...],
+        caches: tuple[Cache, ...] | None,
+        keys: Array | None,
+        info: CacheInfo | None,
+    ) -> tuple[Array, tuple[Cache, ...] | None, Aux]:
+        """As `_repeats`, with the layers of this device only."""
+        rounds = schedule.rounds
+        if rounds == 1:
+            blocks = jax.tree.map(lambda w: w[None], blocks)
+        if keys is not None:
+            keys = part(keys.reshape(rounds, -1, keys.shape[-1]), "layers", 1)
+        if caches is not None:
+            caches = jax.tree.map(lambda x: x.reshape(rounds, -1, *x.shape[1:]), caches)
+
+        def stage(x_BTD: Array, place: Place, number: Array, caches: Any) -> tuple[Array, Any, Aux]:
+            own = jax.tree.map(lambda x: x[number], (blocks, caches, keys))
+            x_BTD, new, aux = self._repeats(x_BTD, place, *own, info)
+            return x_BTD, jax.tree.map(lambda x, y: x.at[number].set(y), caches, new), aux
+
+        x_BTD, caches, aux = pipeline(stage, x_BTD, place, caches, schedule)
+        return x_BTD, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), caches), aux
 
     def init_caches(self, batch_size: int, length: int, width: int, dtype: jnp.dtype) -> tuple[Cache, ...]:
         """Empty caches for `batch_size` rows of up to `length` tokens."""
 
         def empty(block: BlockConfig) -> Cache:
-            shape = (self.config.repeats, batch_size, length, block.mixer.cached_heads(), block.mixer.size(width))
+            shape = (self.config.repeats // ways("layers"), batch_size, length, block.mixer.cached_heads(), block.mixer.size(width))
             return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
         return tuple(empty(block) for block in self.config.pattern)

@@ -41,14 +41,14 @@ class LM:
 
     def __call__(self, model: Decoder, batch: Batch, *, key: Array | None = None) -> dict[str, Mean]:
         """Sums over all positions, weighted by `batch["weights"]`, with the sum of the weights as count."""
-        hidden, aux = model(batch, key=key)
+        hidden, auxiliary, metrics = model(batch, key=key)
         sums = token_sums(model, hidden, batch, self.config.chunks)
         count = all_sum(jnp.sum(batch["weights"]), "batch", "sequence")
-        loss = sums["cross_entropy"] + self.config.z_loss * sums["z"] + aux.loss * count
+        loss = sums["cross_entropy"] + self.config.z_loss * sums["z"] + auxiliary * count
         terms = {"loss": loss, "cross_entropy": sums["cross_entropy"], "accuracy": sums["correct"]}
         if self.config.z_loss:
             terms["z_loss"] = self.config.z_loss * sums["z"]
-        return {name: Mean(total, count) for name, total in terms.items()} | aux.metrics
+        return {name: Mean(total, count) for name, total in terms.items()} | metrics
 
 
 def token_sums(model: Decoder, hidden_BTD: Array, batch: Batch, chunks: int) -> dict[str, Array]:

@@ -11,7 +11,7 @@ import jax
 Axes = tuple[str, ...]
 KINDS = ("matrix", "embedding", "head", "positions", "vector", "balance")
 
-_BATCH = ("layers", "experts")  # leading dimensions along which independent parameters are stacked
+_BATCH = ("rounds", "layers", "experts")  # leading dimensions along which independent parameters are stacked
 _HEADS = ("heads", "kv_heads")  # together with head_dim they are one dimension of the matrix
 
 

@@ -148,5 +148,6 @@ def _micro_batches(x: Array, parts: int) -> Array:
 
 
 def _square_sum(g: Array, axes: tuple[str, ...]) -> Array:
-    """float32 sum of squares: [L] for a parameter stacked over layers, else a scalar."""
-    return jnp.sum(jnp.square(g.astype(jnp.float32)), axis=tuple(range(int(axes[0] == "layers"), g.ndim)))
+    """float32 sum of squares: [L] (or [rounds, L]) for a parameter stacked over layers, else a scalar."""
+    leading = sum(name in ("rounds", "layers") for name in axes)
+    return jnp.sum(jnp.square(g.astype(jnp.float32)), axis=tuple(range(leading, g.ndim)))

@@ -31,7 +31,7 @@ def test_two_free_axes_and_unknown_axes_are_errors():
 
 def test_spec_follows_the_layout():
     assert spec("batch", None) is None
-    assert Layout().spec(("batch", "sequence", None)) == P(("dp", "fsdp", "ep"), "cp", None)
+    assert Layout().spec(("batch", "sequence", None)) == P(("pp", "dp", "fsdp", "ep"), "cp", None)
     with use_mesh(MeshShape(fsdp=4, tp=2).build(), Layout()):  # axes of one device are left out
         assert spec("batch", "sequence", None) == P("fsdp", None, None)
         assert spec("embed", "mlp") == P("fsdp", "tp")

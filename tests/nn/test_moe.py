@@ -38,6 +38,7 @@ CONFIGS = {
     "capacity": dataclasses.replace(MIXTRAL, capacity_factor=0.7),
     "wide-capacity": dataclasses.replace(DEEPSEEK, capacity_factor=4.0),
     "room": dataclasses.replace(MIXTRAL, room=0.5),
+    "by-row": dataclasses.replace(MIXTRAL, router=RouterConfig(balance_over="row")),
 }
 
 
@@ -49,7 +50,7 @@ def build(config):
 
 
 def expected(layer, place):
-    """(output, auxiliary loss, metrics, choices of each expert), by loops."""
+    """(output, auxiliary loss of all tokens, metrics, choices of each expert), by loops."""
     config, router = layer.config, layer.config.router
     num, real = config.num_experts, np.ones((B, T), bool) if place.segments_BT is None else place.segments_BT > 0
     w = {name: np.asarray(getattr(layer, name)[...], np.float64) for name in ("up", "gate", "down")}
@@ -79,11 +80,15 @@ def expected(layer, place):
         y[b, t] += gate * ((h / (1 + np.exp(-h)) * (X[b, t] @ w["up"][e])) @ w["down"][e])
     if layer.shared is not None:
         y += np.asarray(layer.shared(X, place)[0])
-    shares = (scores / scores.sum(-1, keepdims=True))[real].mean(0)
+    shares = scores / scores.sum(-1, keepdims=True)
     z = np.square(np.log(np.exp(logits).sum(-1)))[real].mean()
-    balance = num * np.sum(total / total.sum() * shares)
+    balance = 0.0
+    for rows in [[b] for b in range(B)] if router.balance_over == "row" else [range(B)]:
+        tokens = [(b, t) for b in rows for t in range(T) if real[b, t]]
+        often = np.bincount([e for b, t in tokens for e in chosen[b, t]], minlength=num) / len(tokens) / router.top_k
+        balance += len(tokens) / real.sum() * num * np.sum(often * np.mean([shares[b, t] for b, t in tokens], axis=0))
     metrics = {"load_balance": balance, "router_z": z, "load_max": total.max() / total.mean(), "dropped": dropped / total.sum()}
-    return y, router.load_balance * balance + router.z_loss * z, metrics, total
+    return y, (router.load_balance * balance + router.z_loss * z) * real.sum(), metrics, total
 
 
 @pytest.mark.parametrize("place", PLACES)

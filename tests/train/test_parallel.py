@@ -32,6 +32,12 @@ MESHES = {
     "fsdp-cp": MeshShape(dp=1, fsdp=2, cp=4),
     "cp-tp": MeshShape(dp=1, cp=4, tp=2),
     "fsdp-cp-tp": MeshShape(dp=1, fsdp=2, cp=2, tp=2),
+    "pp": MeshShape(dp=1, pp=2),
+    "pp-fsdp": MeshShape(dp=1, pp=4, fsdp=2),
+    "pp-dp-tp": MeshShape(dp=2, pp=2, tp=2),
+    "pp-fsdp-cp": MeshShape(dp=1, pp=2, fsdp=2, cp=2),
+    "pp-fsdp-ep": MeshShape(dp=1, pp=2, fsdp=2, ep=2),
+    "pp-ep-tp": MeshShape(dp=1, pp=2, ep=2, tp=2),
     "fsdp-ep": MeshShape(dp=1, fsdp=2, ep=4),
     "dp-ep-tp": MeshShape(dp=2, ep=2, tp=2),
     "ep-cp-tp": MeshShape(dp=1, ep=2, cp=2, tp=2),
@@ -39,8 +45,17 @@ MESHES = {
 CONFIGS = {"llama": llama(), "odd": odd(), "gpt2": gpt2(32), "dropout": llama()}
 # A row's capacity is that of its part on a device where rows are split: "wide" drops nothing.
 CONFIGS |= {"moe": moe(), "capacity": moe(capacity_factor=0.9), "wide": moe(capacity_factor=2.0)}
-CONFIGS["dropout"].stack.pattern[0].dropout = 0.2
-CONFIGS["dropout"].embedding.dropout = 0.1
+# Pipelines: layers for up to 4 devices; "circular" passes them twice. A balance loss by row does not depend on micro-batches.
+CONFIGS |= {"deep": llama(), "circular": llama(), "circular-moe": moe(), "row-moe": moe()}
+for name in ("deep", "circular", "circular-moe"):
+    CONFIGS[name].stack.repeats = 4
+for name in ("circular", "circular-moe"):
+    CONFIGS[name].stack.rounds = 2
+for name in ("circular-moe", "row-moe"):
+    CONFIGS[name].stack.pattern[1].feed_forward.router.balance_over = "row"
+for name in ("dropout", "circular"):
+    CONFIGS[name].stack.pattern[0].dropout = 0.2
+    CONFIGS[name].embedding.dropout = 0.1
 
 
 def packed_batch():
@@ -69,7 +84,7 @@ def on_one_device(name, packed, accumulate):
 
 
 PACKED = [("llama", "dp-fsdp-tp"), ("llama", "cp"), *((name, "fsdp-cp-tp") for name in ("llama", "odd", "gpt2", "dropout"))]
-PACKED += [("moe", "ep-cp-tp"), ("wide", "ep-cp-tp")]
+PACKED += [("moe", "ep-cp-tp"), ("wide", "ep-cp-tp"), ("circular", "pp"), ("circular-moe", "pp-ep-tp"), ("deep", "pp-fsdp-cp")]
 
 
 def layout_for(name: str) -> Layout:
@@ -85,8 +100,11 @@ def check(name, mesh_name, packed=False, chunks=1, accumulate=1):
         place = lambda data: shard_batch(data, mesh, layout)  # noqa: E731
         sharded, mesh_grads, mesh_terms = loss_and_gradients(CONFIGS[name], data, chunks, accumulate, place)
     jax.tree.map(np.testing.assert_array_equal, sharded, params)
-    for term in terms:
+    if mesh.shape["pp"] > 1 and "load_max" in terms:
+        assert mesh_terms.pop("load_max") >= terms["load_max"]  # the mean over smaller micro-batches
+    for term in mesh_terms:
         np.testing.assert_allclose(mesh_terms[term], terms[term], rtol=1e-5, err_msg=term)
+    assert terms.keys() - mesh_terms.keys() <= {"load_max"}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), mesh_grads, grads)
     return mesh, layout, sharded, mesh_grads
 
@@ -94,11 +112,15 @@ def check(name, mesh_name, packed=False, chunks=1, accumulate=1):
 @pytest.mark.parametrize(
     ("name", "mesh_name"),
     [
-        *(("llama", mesh) for mesh in MESHES if "ep" not in mesh),
+        *(("llama", mesh) for mesh in MESHES if "ep" not in mesh and "pp" not in mesh),
+        *(("deep", mesh) for mesh in MESHES if "pp" in mesh and "ep" not in mesh),
+        *(("circular", mesh) for mesh in ("fsdp", "pp", "pp-dp-tp")),
         *(("odd", mesh) for mesh in ("dp", "fsdp-tp", "cp-tp")),
         *(("moe", mesh) for mesh in ("fsdp-ep", "dp-ep-tp", "fsdp-cp-tp")),
         *(("capacity", mesh) for mesh in ("dp-fsdp", "fsdp-ep")),
         *(("wide", mesh) for mesh in ("dp-ep-tp", "ep-cp-tp")),
+        *(("row-moe", mesh) for mesh in ("pp", "pp-fsdp-ep")),
+        ("circular-moe", "pp-ep-tp"),
     ],
 )
 def test_any_mesh_equals_one_device(name, mesh_name):
@@ -124,8 +146,10 @@ def test_packed_documents_in_chunks_and_micro_batches(name, mesh_name):
         ("llama", AdamW(learning_rate=1e-2), "fsdp-cp-tp"),
         ("llama", Muon(), "dp-fsdp-tp"),
         ("moe", AdamW(learning_rate=1e-3), "dp-ep-tp"),
+        ("circular", Muon(), "pp-dp-tp"),
+        ("circular-moe", AdamW(learning_rate=1e-3), "pp-fsdp-ep"),
     ],
-    ids=["adamw", "muon", "moe"],
+    ids=["adamw", "muon", "moe", "pipeline", "pipeline-moe"],
 )
 def test_twenty_steps_equal_one_device(name, optimizer, mesh_name):
     def train(place):
@@ -149,7 +173,8 @@ def test_twenty_steps_equal_one_device(name, optimizer, mesh_name):
 
 
 @pytest.mark.parametrize(
-    ("name", "mesh_name"), [("llama", "fsdp-cp-tp"), ("odd", "fsdp-cp-tp"), ("moe", "dp-ep-tp"), ("wide", "ep-cp-tp")]
+    ("name", "mesh_name"),
+    [("llama", "fsdp-cp-tp"), ("odd", "fsdp-cp-tp"), ("moe", "dp-ep-tp"), ("wide", "ep-cp-tp"), ("circular-moe", "pp-fsdp-ep")],
 )
 def test_evaluation_and_generation_on_a_mesh(name, mesh_name):
     prompts = [[3, 1, 4, 1, 5], [9], [2, 6]]
