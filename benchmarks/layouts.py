@@ -22,10 +22,12 @@ from lm_jax.models.decoder import DecoderConfig, HeadConfig
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.mlp import MLPConfig
+from lm_jax.nn.moe import MoEConfig
 from lm_jax.nn.positions import RotaryConfig
 from lm_jax.nn.stack import StackConfig
 from lm_jax.objectives.lm import LMConfig
-from lm_jax.plan.collectives import bytes_sent, least_bytes
+from lm_jax.plan.collectives import bytes_sent
+from lm_jax.plan.least import least_bytes
 from lm_jax.train.step import gradients
 
 MESHES = (
@@ -41,15 +43,24 @@ MESHES = (
     dict(cp=8),
     dict(fsdp=2, cp=4),
     dict(fsdp=2, cp=2, tp=2),
+    dict(pp=8),
+    dict(pp=4, fsdp=2),
+    dict(pp=2, dp=2, tp=2),
 )
+# Mixtures of 8 experts, by how tokens reach them.
+MIXTURES = {"capacity 1.25": dict(capacity_factor=1.25), "room 1.25": dict(room=1.25), "dropless": {}}
+MIXTURE_MESHES = (dict(fsdp=8), dict(ep=8), dict(fsdp=2, ep=4), dict(ep=4, tp=2), dict(pp=2, fsdp=2, ep=2))
 DTYPES = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
 
 
-def model() -> DecoderConfig:
-    """Llama-style: 8 layers of width 512."""
+def model(mixture: dict | None = None) -> DecoderConfig:
+    """Llama-style: 8 layers of width 512; with `mixture`, feed-forward layers of 8 experts of which a token uses 2."""
+    mlp: MLPConfig | MoEConfig = MLPConfig(hidden=1408, activation="silu", gated=True)
+    if mixture is not None:
+        mlp = MoEConfig(expert=MLPConfig(hidden=704, activation="silu", gated=True), **mixture)
     block = BlockConfig(
         mixer=AttentionConfig(num_heads=8, num_kv_heads=8, rotary=RotaryConfig()),
-        feed_forward=MLPConfig(hidden=1408, activation="silu", gated=True),
+        feed_forward=mlp,
     )
     return DecoderConfig(vocab_size=8192, width=512, stack=StackConfig(pattern=(block,), repeats=8), head=HeadConfig(tied=False))
 
@@ -60,29 +71,37 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--rows", type=int, default=8)
     options = parser.parse_args()
-    config = model()
     print(f"jax {jax.__version__}; {options.rows} rows of {options.length}; MB a device and step")
+    print("dense")
     for sizes in MESHES:
-        mesh, layout = MeshShape(**(dict(dp=1) | sizes)).build(), Layout()
-        if options.rows % layout.ways("batch", mesh):
-            continue
-        with use_mesh(mesh, layout):
-            shapes = jax.eval_shape(config.build, jax.random.key(0))
-            graph, params = split(shapes)
-            place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, where))  # noqa: B023, E731
-            params = jax.tree.map(lambda x: place(x, x.sharding.spec), params)  # noqa: B023
-            batch = {
-                name: place(jax.ShapeDtypeStruct((options.rows, options.length), dtype), spec("batch", "sequence"))
-                for name, dtype in DTYPES.items()
-            }
-            step = functools.partial(gradients, graph=graph, objective=LMConfig().build())
-            compiled = jax.jit(step).lower(params, batch, jax.random.key(0)).compile()
-        sent = sum(bytes_sent(compiled.as_text()).values())
-        least = sum(least_bytes(config, params, logical_axes(shapes), layout, mesh, options.rows, options.length).values())
-        memory = compiled.memory_analysis().temp_size_in_bytes
-        name = " ".join(f"{axis}={size}" for axis, size in sizes.items())
-        ratio = f"ratio {sent / max(least, 1):.3f}"
-        print(f"{name:20} sent {sent / 1e6:8.1f}  least {least / 1e6:8.1f}  {ratio}  memory {memory / 1e6:8.0f}", flush=True)
+        measure(model(), sizes, options.rows, options.length)
+    for name, mixture in MIXTURES.items():
+        print(f"mixture of experts, {name}")
+        for sizes in MIXTURE_MESHES:
+            measure(model(mixture), sizes, options.rows, options.length)
+
+
+def measure(config: DecoderConfig, sizes: dict[str, int], rows: int, length: int) -> None:
+    """Prints the row of a mesh, where the rows of the batch can be split over it."""
+    mesh, layout = MeshShape(**(dict(dp=1) | sizes)).build(), Layout()
+    if rows % layout.ways("batch", mesh):
+        return
+    with use_mesh(mesh, layout):
+        shapes = jax.eval_shape(config.build, jax.random.key(0))
+        graph, params = split(shapes)
+        place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, where))  # noqa: E731
+        params = jax.tree.map(lambda x: place(x, x.sharding.spec), params)
+        batch = {
+            name: place(jax.ShapeDtypeStruct((rows, length), dtype), spec("batch", "sequence")) for name, dtype in DTYPES.items()
+        }
+        step = functools.partial(gradients, graph=graph, objective=LMConfig().build())
+        compiled = jax.jit(step).lower(params, batch, jax.random.key(0)).compile()
+    sent = sum(bytes_sent(compiled.as_text()).values())
+    least = sum(least_bytes(config, params, logical_axes(shapes), layout, mesh, rows, length).values())
+    memory = compiled.memory_analysis().temp_size_in_bytes
+    name = " ".join(f"{axis}={size}" for axis, size in sizes.items())
+    ratio = f"ratio {sent / max(least, 1):.3f}"
+    print(f"{name:20} sent {sent / 1e6:8.1f}  least {least / 1e6:8.1f}  {ratio}  memory {memory / 1e6:8.0f}", flush=True)
 
 
 if __name__ == "__main__":

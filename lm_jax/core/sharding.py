@@ -82,7 +82,8 @@ class Layout(Config):
     experts=("ep", "tp") and expert_mlp=(). `router` is the experts as the router's outputs, `balance` as its biases.
 
     Where `layers` are split, the devices of a pipeline pass `micro_batches` on to each other (None: one for each row); for
-    everything outside the stack they are one more axis of the batch.
+    everything outside the stack they are one more axis of the batch. `gather_once`: each gathers its layers, in float32, once
+    and not for every micro-batch, which takes memory for them and for their gradients.
     """
 
     batch: tuple[str, ...] = ("pp", "dp", "fsdp", "ep")
@@ -103,6 +104,7 @@ class Layout(Config):
     balance: tuple[str, ...] = ()
     gather: tuple[str, ...] = ("fsdp",)
     micro_batches: int | None = None
+    gather_once: bool = True
 
     def validate(self) -> None:
         """Raises `ConfigError` for a mesh axis that does not exist, or one that is gathered over but does not split the batch."""

@@ -31,12 +31,14 @@ class MoEConfig(Config):
     | capacity_factor | None: every choice is computed ("dropless", MegaBlocks, arXiv:2211.15841) | |
     |  | else each expert takes this many times its even share of a row's choices, earlier tokens and first choices first; | |
     |  | the rest is dropped. A row that is split over devices counts as several | GShard, arXiv:2006.16668, 3.2 |
-    | room | dropless: a device has memory for this many times its even share; what is above is dropped. None: for all | |
+    | room | dropless: a device takes this many times the even share from each other; what later tokens want above is dropped. | |
+    |  | None: all | |
     | shared | a feed-forward layer that every token uses too | DeepSeekMoE, arXiv:2401.06066 |
     | implementation | of the dropless products: "auto", "ragged" or "blocks" (`nn/kernels/grouped.py`) | |
 
-    Where experts are split over devices that hold different tokens, with a capacity the tokens travel to their experts and
-    back (all-to-all); dropless, each device gathers the tokens of all and adds up what its experts make of them.
+    Where experts are split over devices that hold different tokens, with a capacity or room the tokens travel to their experts
+    and back (all-to-all); dropless without a bound, each device gathers the tokens of all and adds up what its experts make of
+    them: right for few devices.
     """
 
     num_experts: int = 8
@@ -132,28 +134,48 @@ class MoE(nnx.Module):
     def _dropless(self, x_BTD: Array, routing: Routing) -> tuple[Array, Array]:
         """(what the experts make of all choices, how many found no room)."""
         (B, T, D), E, k = x_BTD.shape, self.config.num_experts, self.config.router.top_k
-        own = E // ways("experts")
+        own, room = E // ways("experts"), self.config.room
+        travel = room is not None and overlap("experts", *TOKENS) > 1
+        experts_nk = jnp.where(routing.real[:, :, None], routing.experts, E).reshape(B * T, k)
+        x_nD, gates_nk = x_BTD.reshape(B * T, D), routing.gates.reshape(B * T, k)
+        if not travel:
+            x_nD, gates_nk, experts_nk = (gather_for(x, "experts", 0, *TOKENS) for x in (x_nD, gates_nk, experts_nk))
+            experts_nk = _within(experts_nk - index("experts") * own, own)
+        hosts_nk, num_hosts = experts_nk // own, ways("experts") if travel else 1  # host `num_hosts`: nobody here
+        wanted_nk, num_rows = hosts_nk < num_hosts, len(x_nD) * min(k, own)
+        fits_nk = wanted_nk
+        if room is not None:
+            num_rows = min(num_rows, math.ceil(room * len(x_nD) * k / ways("experts")))
+            queue_nk = _places_in_queues(hosts_nk.reshape(-1), num_hosts).reshape(-1, k)
+            fits_nk = wanted_nk & (queue_nk < num_rows)
+        if travel:
+            slots_nk = jnp.where(fits_nk, hosts_nk * num_rows + queue_nk, num_hosts * num_rows)
+            guests = _choices(slots_nk, num_hosts * num_rows)
+            guests = (experts_nk % own).reshape(-1).at[guests].get(mode="fill", fill_value=own)
+            x_SD = exchange(_to_slots(x_nD, slots_nk, num_hosts * num_rows), "experts", 0, 0)
+            guests_S1 = exchange(guests, "experts", 0, 0)[:, None]
+            y_SD = self._grouped(x_SD, guests_S1, jnp.ones_like(guests_S1, jnp.float32), len(x_SD))
+            y_nD = _from_slots(exchange(y_SD, "experts", 0, 0), slots_nk, gates_nk)
+        else:
+            y_nD = self._grouped(x_nD, jnp.where(fits_nk, experts_nk, own), gates_nk, num_rows)
+            y_nD = sum_into(y_nD, "experts", 0, *TOKENS)
+        return y_nD.reshape(B, T, D), all_sum(jnp.sum(wanted_nk & ~fits_nk, dtype=jnp.float32), *TOKENS, "experts")
 
-        def bring(x: Array) -> Array:  # all tokens that the weights of this device may be for
-            return gather_for(gather_for(x.reshape(B * T, -1), "expert_mlp", 0, *TOKENS), "experts", 0, *TOKENS)
+    def _grouped(self, x_nD: Array, experts_nk: Array, gates_nk: Array, num_rows: int) -> Array:
+        """[n, D]: what those of the experts [n, k] that are on this device (others have a higher number) make of the tokens.
 
-        experts_nk = bring(jnp.where(routing.real[:, :, None], routing.experts, E)) - index("experts") * own
-        x_nD, gates_nk = bring(x_BTD), bring(routing.gates)
-        mine_nk = (experts_nk >= 0) & (experts_nk < own)
-        num_rows = len(x_nD) * min(k, own)
-        if self.config.room is not None:
-            num_rows = min(num_rows, math.ceil(self.config.room * len(x_nD) * k / ways("experts")))
-        keys_A = jnp.where(mine_nk, experts_nk, own).reshape(-1)
-        order_A = jnp.argsort(keys_A, stable=True)
-        slots_nk = jnp.where(mine_nk, _inverse(order_A).reshape(-1, k), num_rows)
-        ends_E = jnp.searchsorted(keys_A[order_A], jnp.arange(own, dtype=jnp.int32), side="right").astype(jnp.int32)
-        sizes_E = jnp.diff(jnp.minimum(ends_E, num_rows), prepend=0)
+        There are at most `num_rows` such choices.
+        """
+        own, split = self.config.num_experts // ways("experts"), overlap("expert_mlp", *TOKENS)
+        x_nD, experts_nk, gates_nk = (gather_for(x, "expert_mlp", 0, *TOKENS) for x in (x_nD, experts_nk, gates_nk))
+        num_rows, k = num_rows * split, experts_nk.shape[1]
+        order_A = jnp.argsort(experts_nk.reshape(-1), stable=True)
+        slots_nk = _within(jnp.where(experts_nk < own, _inverse(order_A).reshape(-1, k), num_rows), num_rows)
+        keys_A, numbers = experts_nk.reshape(-1)[order_A], jnp.arange(own, dtype=experts_nk.dtype)
+        sizes_E = jnp.diff(jnp.searchsorted(keys_A, numbers, side="right").astype(jnp.int32), prepend=0)
         x_MD = _to_slots(x_nD, slots_nk, num_rows)
         y_MD = self._experts(lambda x, w, axes: project_groups(x, sizes_E, w, self.config.implementation), x_MD)
-        y_nD = sum_into(_from_slots(y_MD, slots_nk, gates_nk), "experts", 0, *TOKENS)
-        y_nD = sum_into(y_nD, "expert_mlp", 0, *TOKENS)
-        lost = jnp.maximum(ends_E[-1] - num_rows, 0).astype(jnp.float32) / overlap("expert_mlp", *TOKENS)
-        return y_nD.reshape(B, T, D), all_sum(lost, *TOKENS, "experts")
+        return sum_into(_from_slots(y_MD, slots_nk, gates_nk), "expert_mlp", 0, *TOKENS)
 
     def _experts(self, product: Callable[[Array, nnx.Param, str], Array], x: Array) -> Array:
         act = ACTIVATIONS[self.config.expert.activation]

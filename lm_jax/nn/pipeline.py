@@ -1,6 +1,5 @@
 """Pipeline parallelism: the layers of a stack on several devices, through which micro-batches of rows pass one after another."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from lm_jax.core.local import all_sum, gather_for, index, mesh_axes, sum_into, vary, varying
-from lm_jax.core.sharding import current_layout, use_layout
 from lm_jax.core.types import Array, Aux
 from lm_jax.nn.attention import Place
 
@@ -62,10 +60,9 @@ def pipeline(stage: Stage, x_BTD: Array, place: Place, caches: Any, schedule: Sc
 
     `stage(x, place, round, caches)` runs this device's piece of a round on a micro-batch, and gives (x, caches, aux). `caches` are
     this device's, for one micro-batch of all rows. The devices of a pipeline split rows between them for whatever is not in
-    the stack: embedding, head and loss. In the stack the pipeline's axis splits layers only.
+    the stack: embedding, head and loss.
     """
-    me, M, layout = index("layers"), schedule.micro_batches, current_layout()
-    inside = dataclasses.replace(layout, batch=tuple(axis for axis in layout.batch if axis not in layout.layers))
+    me, M = index("layers"), schedule.micro_batches
 
     def cut(x: Array) -> Array:
         x = gather_for(x, "layers", 0, "batch")
@@ -82,8 +79,7 @@ def pipeline(stage: Stage, x_BTD: Array, place: Place, caches: Any, schedule: Sc
         x_BTD = jnp.where((me == 0) & (number == 0), x_MBTD[now], x_BTD)
         place = jax.tree.map(lambda x: x[now], places)
         place = place._replace(rows_B=jnp.where(busy, place.rows_B, -1))
-        with use_layout(inside):
-            y_BTD, new, aux = stage(x_BTD, place, number, caches)
+        y_BTD, new, aux = stage(x_BTD, place, number, caches)
         caches = jax.tree.map(lambda new, old: jnp.where(busy, new, old), new, caches)
         return (_to_next(y_BTD), caches), (y_BTD, aux)
 

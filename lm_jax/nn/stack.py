@@ -12,8 +12,8 @@ from flax import nnx
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import overlap, part, ways
-from lm_jax.core.param import stacked
-from lm_jax.core.sharding import current_layout
+from lm_jax.core.param import stacked, weight
+from lm_jax.core.sharding import current_layout, use_layout
 from lm_jax.core.types import Array, Aux
 from lm_jax.nn.attention import Cache, CacheInfo, Place
 from lm_jax.nn.block import BlockConfig
@@ -196,8 +196,14 @@ class Stack(nnx.Module):
         keys: Array | None,
         info: CacheInfo | None,
     ) -> tuple[Array, tuple[Cache, ...] | None, Aux]:
-        """As `_repeats`, with the layers of this device only."""
-        rounds = schedule.rounds
+        """As `_repeats`, with the layers of this device only. Within, the axis of the pipeline splits layers and no rows."""
+        rounds, layout = schedule.rounds, current_layout()
+        assert layout is not None
+        inside = dataclasses.replace(layout, batch=tuple(axis for axis in layout.batch if axis not in layout.layers))
+        if layout.gather_once:
+            is_param = lambda x: isinstance(x, nnx.Param)  # noqa: E731
+            blocks = jax.tree.map(lambda p: p.replace(weight(p, x_BTD, jnp.float32)), blocks, is_leaf=is_param)
+            inside = dataclasses.replace(inside, gather=())
         if rounds == 1:
             blocks = jax.tree.map(lambda w: w[None], blocks)
         if keys is not None:
@@ -207,7 +213,8 @@ class Stack(nnx.Module):
 
         def stage(x_BTD: Array, place: Place, number: Array, caches: Any) -> tuple[Array, Any, Aux]:
             own = jax.tree.map(lambda x: x[number], (blocks, caches, keys))
-            x_BTD, new, aux = self._repeats(x_BTD, place, *own, info)
+            with use_layout(inside):
+                x_BTD, new, aux = self._repeats(x_BTD, place, *own, info)
             return x_BTD, jax.tree.map(lambda x, y: x.at[number].set(y), caches, new), aux
 
         x_BTD, caches, aux = pipeline(stage, x_BTD, place, caches, schedule)

@@ -1,14 +1,9 @@
-"""What a compiled program communicates, read off its text, and the least that its layout needs."""
+"""What a compiled program communicates, read off its text."""
 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any, NamedTuple
-
-from lm_jax.core.param import Params
-from lm_jax.core.sharding import Layout
-from lm_jax.models.decoder import DecoderConfig
+from typing import NamedTuple
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
 _KINDS = "all-gather|reduce-scatter|all-reduce|all-to-all|collective-permute"
@@ -91,47 +86,3 @@ def _group_size(line: str) -> int:
     if counted is None:
         raise ValueError(f"no replica groups that can be read: {line.strip()[:200]}")
     return int(counted[1])
-
-
-def least_bytes(config: DecoderConfig, shapes: Params, axes: Params, layout: Layout, mesh: Any, rows: int, length: int) -> Counter:
-    """Bytes that each device must send in one forward and backward pass of `rows` x `length` tokens in this layout, by purpose.
-
-    Without rematerialisation. "parameters": gathering the shards of a layer's matrices twice (for the backward pass again) and of
-    all else once; "gradients": scattering their float32 sums, and adding them over replicas; "residual": gathering the
-    residual stream before and scattering it after every mixer and feed-forward layer, the embedding and the head, in both
-    directions; "ring": keys and values around the devices of the sequence, and their float32 gradients back.
-    """
-    ways = lambda name: layout.ways(name, mesh)  # noqa: E731
-    size = {"float32": 4, "bfloat16": 2}[config.dtype]
-    total: Counter = Counter()
-    for names, numel in _parameters(shapes, axes):
-        sharded = [axis for name in names for axis in getattr(layout, name)]
-        gathered = math.prod(mesh.shape[axis] for axis in sharded if axis in layout.gather)
-        local = numel / math.prod(mesh.shape[axis] for axis in sharded if axis not in layout.gather)
-        matrix = len([name for name in names if name != "layers"]) > 1
-        gathers = 2 if matrix and "layers" in names else 1
-        share = (gathered - 1) / gathered
-        total["parameters"] += gathers * local * (size if matrix else 4) * share
-        total["gradients"] += local * 4 * share
-        users = {axis for name in ("batch", "sequence", "residual") for axis in getattr(layout, name)}
-        replicas = math.prod(mesh.shape[axis] for axis in users if axis not in sharded)
-        total["gradients"] += 2 * (local / gathered) * 4 * (replicas - 1) / replicas
-    tokens = rows * length / ways("batch") / ways("sequence")
-    r = ways("residual")
-    # Mixer and feed-forward: gather and scatter, forward and backward; embedding and head: one of them each way.
-    total["residual"] += (4 * 2 * config.stack.num_layers + 4) * tokens * config.width * size * (r - 1) / r
-    n = ways("sequence")
-    if n > 1:
-        for block in config.stack.pattern:
-            heads = block.mixer.num_kv_heads or block.mixer.num_heads
-            both = 2 * tokens * heads / ways("kv_heads") * block.mixer.size(config.width)
-            total["ring"] += config.stack.repeats * both * (2 * (n - 1) * size + n * 4)
-    return total
-
-
-def _parameters(shapes: Params, axes: Params) -> Iterator[tuple[tuple[str, ...], int]]:
-    for name, value in axes.items():
-        if isinstance(value, dict):
-            yield from _parameters(shapes[name], value)
-        else:
-            yield value, math.prod(shapes[name].shape)

@@ -73,7 +73,7 @@ def expected(layer, place):
                 else:
                     taken[b, e] += 1
                     kept.add((e, b, t, j))
-    kept, dropped = sorted(kept)[:room], dropped + max(len(kept) - room, 0)  # by expert, then token
+    kept, dropped = sorted(kept, key=lambda at: at[1:])[:room], dropped + max(len(kept) - room, 0)  # earlier tokens first
     for e, b, t, _ in kept:
         gate = scores[b, t, e] / (scores[b, t, chosen[b, t]].sum() if router.renormalize else 1) * router.scale
         h = X[b, t] @ w["gate"][e]

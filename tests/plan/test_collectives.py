@@ -12,9 +12,10 @@ from jax.sharding import PartitionSpec as P
 from lm_jax.core.param import logical_axes, split
 from lm_jax.core.sharding import Layout, MeshShape, spec, use_mesh
 from lm_jax.objectives.lm import LMConfig
-from lm_jax.plan.collectives import Collective, bytes_sent, least_bytes
+from lm_jax.plan.collectives import Collective, bytes_sent
+from lm_jax.plan.least import least_bytes
 from lm_jax.train.step import gradients
-from tests.models_for_tests import llama
+from tests.models_for_tests import llama, moe
 
 DTYPES = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
 
@@ -39,14 +40,33 @@ def test_counts_of_a_program_that_is_known():
     assert sent[Collective("all-reduce", 8)] == 2 * 4 * 7 / 8
 
 
+CONFIGS = {"dense": llama(width=128), "capacity": moe(capacity_factor=1.0), "dropless": moe(), "room": moe(room=1.2)}
+for config in CONFIGS.values():
+    config.head.tied, config.width = False, 128
+
+
 @pytest.mark.parametrize(
-    "sizes",
-    [dict(dp=8), dict(fsdp=8), dict(dp=2, fsdp=4), dict(tp=2), dict(fsdp=4, tp=2), dict(dp=2, fsdp=2, tp=2), dict(fsdp=2, cp=4)],
-    ids=lambda sizes: "-".join(f"{axis}{size}" for axis, size in sizes.items()),
+    ("name", "sizes"),
+    [
+        ("dense", dict(dp=8)),
+        ("dense", dict(fsdp=8)),
+        ("dense", dict(dp=2, fsdp=4)),
+        ("dense", dict(tp=2)),
+        ("dense", dict(fsdp=4, tp=2)),
+        ("dense", dict(dp=2, fsdp=2, tp=2)),
+        ("dense", dict(fsdp=2, cp=4)),
+        ("capacity", dict(fsdp=2, ep=4)),
+        ("capacity", dict(ep=2, tp=2)),
+        ("dropless", dict(fsdp=2, ep=4)),
+        ("dropless", dict(ep=2, tp=2)),
+        ("room", dict(fsdp=2, ep=4)),
+        ("room", dict(ep=2, tp=2)),
+        ("capacity", dict(pp=2, fsdp=2, ep=2)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(f"{axis}{size}" for axis, size in value.items()),
 )
-def test_a_step_sends_no_more_than_its_layout_needs(sizes):
-    config = llama(width=128)
-    config.head.tied = False
+def test_a_step_sends_no_more_than_its_layout_needs(name, sizes):
+    config = CONFIGS[name]
     rows, length = 16, 64
     mesh, layout = MeshShape(**(dict(dp=1) | sizes)).build(), Layout()
     with use_mesh(mesh, layout):

@@ -44,7 +44,7 @@ MESHES = {
 }
 CONFIGS = {"llama": llama(), "odd": odd(), "gpt2": gpt2(32), "dropout": llama()}
 # A row's capacity is that of its part on a device where rows are split: "wide" drops nothing.
-CONFIGS |= {"moe": moe(), "capacity": moe(capacity_factor=0.9), "wide": moe(capacity_factor=2.0)}
+CONFIGS |= {"moe": moe(), "capacity": moe(capacity_factor=0.9), "wide": moe(capacity_factor=2.0), "room": moe(room=4.0)}
 # Pipelines: layers for up to 4 devices; "circular" passes them twice. A balance loss by row does not depend on micro-batches.
 CONFIGS |= {"deep": llama(), "circular": llama(), "circular-moe": moe(), "row-moe": moe()}
 for name in ("deep", "circular", "circular-moe"):
@@ -89,7 +89,8 @@ PACKED += [("moe", "ep-cp-tp"), ("wide", "ep-cp-tp"), ("circular", "pp"), ("circ
 
 def layout_for(name: str) -> Layout:
     """One key-value head cannot be split; many small experts had better be whole."""
-    return {"odd": Layout(kv_heads=()), "wide": Layout(experts=("ep", "tp"), expert_mlp=())}.get(name, Layout())
+    layouts = {"odd": Layout(kv_heads=()), "wide": Layout(experts=("ep", "tp"), expert_mlp=())}
+    return layouts.get(name, Layout(gather_once=name != "row-moe"))
 
 
 def check(name, mesh_name, packed=False, chunks=1, accumulate=1):
@@ -119,6 +120,7 @@ def check(name, mesh_name, packed=False, chunks=1, accumulate=1):
         *(("moe", mesh) for mesh in ("fsdp-ep", "dp-ep-tp", "fsdp-cp-tp")),
         *(("capacity", mesh) for mesh in ("dp-fsdp", "fsdp-ep")),
         *(("wide", mesh) for mesh in ("dp-ep-tp", "ep-cp-tp")),
+        *(("room", mesh) for mesh in ("fsdp-ep", "ep-cp-tp")),
         *(("row-moe", mesh) for mesh in ("pp", "pp-fsdp-ep")),
         ("circular-moe", "pp-ep-tp"),
     ],
