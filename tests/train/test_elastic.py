@@ -13,7 +13,7 @@ from lm_jax.objectives.lm import LMConfig
 from lm_jax.optim.muon import Muon
 from lm_jax.train.checkpoint import CheckpointConfig, Checkpoints
 from lm_jax.train.step import StepConfig, init_state, train_step
-from tests.models_for_tests import batch, llama
+from tests.models_for_tests import batch, moe
 
 KEY = jax.random.key(0)
 MESHES = {
@@ -22,18 +22,21 @@ MESHES = {
     "dp2-fsdp2-tp2": MeshShape(dp=2, fsdp=2, tp=2),
     "cp4-tp2": MeshShape(dp=1, cp=4, tp=2),
     "ep2-cp2": MeshShape(dp=1, ep=2, cp=2),
+    "pp2-fsdp2-ep2": MeshShape(dp=1, pp=2, fsdp=2, ep=2),
 }
+MODEL = moe()  # each layer of a kind that some axis splits; the balance by row does not depend on micro-batches
+MODEL.stack.pattern[1].feed_forward.router.balance_over = "row"
 STEPS = StepConfig(ema_decay=0.9)
 
 
 @functools.cache
 def parts():
-    model = jax.eval_shape(llama().build, KEY)
+    model = jax.eval_shape(MODEL.build, KEY)
     return split(model)[0], Muon().build(logical_axes(model), 20)
 
 
 def fresh():
-    return init_state(split(llama().build(KEY))[1], parts()[1], STEPS)
+    return init_state(split(MODEL.build(KEY))[1], parts()[1], STEPS)
 
 
 @functools.cache
