@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm_jax.core.local import mesh_axes, settle, vary, varying
-from lm_jax.core.sharding import current_axes, spec, specs
+from lm_jax.core.sharding import current_layout, spec, specs
 from lm_jax.core.types import Array
 
 # Modules are trees of parameters only (STYLE.md, D1): no shared references, plain jax transforms.
@@ -32,7 +32,7 @@ def param(
 
 
 def weight(parameter: nnx.Param, like: Array, dtype: Any = None) -> Array:
-    """The parameter for use beside the activation `like`: in its dtype (or `dtype`), whole along the layout's `gather` axes.
+    """The parameter for use beside the activation `like`: in its dtype (or `dtype`), whole in the layout's `gather` dimensions.
 
     The gradient is summed in float32 and leaves each device the shard that it stores.
     """
@@ -44,9 +44,9 @@ def shards(parameter: nnx.Param) -> Shards:
     """Which dimensions of the parameter's value are stored in shards that are gathered before use."""
     ndim = parameter[...].ndim
     names = parameter.axes[-ndim:] if ndim else ()  # inside a scan the leading "layers" axis is gone
-    gather = current_axes("gather")
-    split = ((dim, tuple(axis for axis in mesh_axes(name) if axis in gather)) for dim, name in enumerate(names))
-    return tuple((dim, axes) for dim, axes in split if axes)
+    layout = current_layout()
+    gather = () if layout is None else layout.gather
+    return tuple((dim, mesh_axes(name)) for dim, name in enumerate(names) if name in gather and mesh_axes(name))
 
 
 def gather(value: Array, dtype: Any, where: Shards) -> Array:

@@ -72,14 +72,14 @@ class MeshShape(Config):
 class Layout(Config):
     """Which mesh axes each logical axis is split over. The default is data parallelism with fully sharded parameters.
 
-    `gather` names the mesh axes over which parameters are stored in shards but gathered before use (fully sharded data
-    parallelism, Zhao et al. 2023, arXiv:2304.11277): the gradient of the gather is the reduce-scatter. They must split the batch.
+    `gather` names the dimensions of parameters that are stored in shards but gathered before use (fully sharded data parallelism,
+    Zhao et al. 2023, arXiv:2304.11277): the gradient of the gather is the reduce-scatter. Their mesh axes must split the batch.
 
     `residual` splits the tokens of the residual stream, between the blocks, beyond `sequence` (sequence parallelism,
     Korthikanti et al. 2022, arXiv:2205.05198): gathered before a block's products, scattered by the sum after them.
 
-    `experts` are those of a mixture, `expert_mlp` the feed-forward width within each; many small ones are better split whole, with
-    experts=("ep", "tp") and expert_mlp=(). `router` is the experts as the router's outputs, `balance` as its biases.
+    `experts` are those of a mixture, `expert_embed` and `expert_mlp` the widths within each; many small ones are better split
+    whole, with experts=("ep", "tp") and expert_mlp=(). `router` is the experts as the router's outputs, `balance` as its biases.
 
     Where `layers` are split, the devices of a pipeline pass `micro_batches` on to each other (None: one for each row); for
     everything outside the stack they are one more axis of the batch. `gather_once`: each gathers its layers, in float32, once
@@ -92,37 +92,40 @@ class Layout(Config):
     layers: tuple[str, ...] = ("pp",)
     vocab: tuple[str, ...] = ("tp",)
     positions: tuple[str, ...] = ()
-    embed: tuple[str, ...] = ("fsdp",)
+    embed: tuple[str, ...] = ("fsdp", "ep")
     mlp: tuple[str, ...] = ("tp",)
     heads: tuple[str, ...] = ("tp",)
     kv_heads: tuple[str, ...] = ("tp",)
     head_dim: tuple[str, ...] = ()
     rounds: tuple[str, ...] = ()
     experts: tuple[str, ...] = ("ep",)
+    expert_embed: tuple[str, ...] = ("fsdp",)
     expert_mlp: tuple[str, ...] = ("tp",)
     router: tuple[str, ...] = ()
     balance: tuple[str, ...] = ()
-    gather: tuple[str, ...] = ("fsdp",)
+    gather: tuple[str, ...] = ("embed", "expert_embed")
     micro_batches: int | None = None
     gather_once: bool = True
 
     def validate(self) -> None:
         """Raises `ConfigError` for a mesh axis that does not exist, or one that is gathered over but does not split the batch."""
-        splits = {name: value for name, value in vars(self).items() if isinstance(value, tuple)}
-        for name, axes in splits.items():
+        dims = {name: value for name, value in vars(self).items() if isinstance(value, tuple) and name != "gather"}
+        for name, axes in dims.items():
             for axis in axes:
                 if axis not in MESH_AXES:
                     raise ConfigError(f"{name}={axis!r} is not a mesh axis; they are {', '.join(MESH_AXES)}")
-            kinds = [axis in self.gather for axis in axes]
-            if name != "batch" and kinds != sorted(kinds):
-                raise ConfigError(f"{name}={axes}: the axes of gather={self.gather} must come last")
+        for name in self.gather:
+            if name not in dims:
+                raise ConfigError(f"gather={name!r} is not a dimension of arrays; they are {', '.join(dims)}")
+            for axis in dims[name]:
+                if axis not in self.batch:
+                    raise ConfigError(
+                        f"{name} is gathered over {axis!r}, which is not in batch={self.batch}: its devices would repeat work"
+                    )
         if len(self.layers) > 1:
             raise ConfigError(f"layers={self.layers}: a pipeline runs along one mesh axis")
         if self.micro_batches is not None and self.micro_batches < 1:
             raise ConfigError(f"micro_batches={self.micro_batches} must be above 0; None: one for each row")
-        idle = [axis for axis in self.gather if axis not in self.batch]
-        if idle:
-            raise ConfigError(f"gather={self.gather}: {idle[0]!r} is not in batch={self.batch}, so its devices would repeat work")
         tokens = {*self.batch, *self.sequence, *self.residual}
         if 0 < len(tokens & set(self.experts)) < len(self.experts):
             raise ConfigError(f"experts={self.experts}: either all of these axes must split tokens (here {sorted(tokens)}) or none")
@@ -185,7 +188,7 @@ def current_layout() -> Layout | None:
 
 
 def current_axes(name: str) -> tuple[str, ...]:
-    """The mesh axes of a logical axis (or of the field "gather") in the current layout; () outside `use_mesh`."""
+    """The mesh axes of a logical axis in the current layout; () outside `use_mesh`."""
     layout = _layout.get()
     return () if layout is None else getattr(layout, name)
 

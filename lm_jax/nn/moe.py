@@ -84,7 +84,7 @@ class MoE(nnx.Module):
     def __init__(self, config: MoEConfig, rngs: nnx.Rngs, width: int, init: Init, num_layers: int):
         self.config = config
         D, F, E = width, config.expert.hidden, config.num_experts
-        into, out = ("experts", "embed", "expert_mlp"), ("experts", "expert_mlp", "embed")
+        into, out = ("experts", "expert_embed", "expert_mlp"), ("experts", "expert_mlp", "expert_embed")
         self.router = config.router.build(rngs, width, E, init)
         self.up = param(rngs, init.linear(D), (E, D, F), into)
         self.gate = param(rngs, init.linear(D), (E, D, F), into) if config.expert.gated else None

@@ -91,9 +91,9 @@ class _Layout:
 
     def local(self, names: tuple[str, ...], numel: int) -> tuple[float, int]:
         """(elements of a device when gathered, over how many devices it is gathered)."""
-        sharded = [axis for name in names for axis in getattr(self.layout, name)]
-        gathered = math.prod(self.mesh.shape[axis] for axis in sharded if axis in self.layout.gather)
-        return numel / math.prod(self.mesh.shape[axis] for axis in sharded if axis not in self.layout.gather), gathered
+        gather = self.layout.gather
+        gathered = math.prod(self.ways(name) for name in names if name in gather)
+        return numel / math.prod(self.ways(name) for name in names if name not in gather), gathered
 
     def mixture(self, config: MoEConfig) -> float:
         """Bytes of one mixture for all rows of this device: there and back, forward and backward."""

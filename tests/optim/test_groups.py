@@ -39,7 +39,7 @@ def test_what_is_decayed():
     [
         (("embed", "heads", "head_dim"), (0, 1)),
         (("layers", "heads", "head_dim", "embed"), (1, 3)),
-        (("layers", "experts", "mlp", "embed"), (2, 3)),
+        (("layers", "experts", "expert_mlp", "expert_embed"), (2, 3)),
         (("layers", "embed", "experts"), (1, 2)),  # a router: its experts are outputs, not separate matrices
         (("layers", "experts", "mlp"), None),
         (("layers", "head_dim"), None),

@@ -22,7 +22,7 @@ AXES = {
         "output": ("layers", "heads", "head_dim", "embed"),
         "key_bias": ("layers", "kv_heads", "head_dim"),
     },
-    "experts": {"up": ("layers", "experts", "embed", "mlp")},
+    "experts": {"up": ("layers", "experts", "expert_embed", "expert_mlp")},
     "projection": ("embed", "mlp"),
 }
 NUM_STEPS = 3

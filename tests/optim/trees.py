@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 SIZES = {"layers": 8, "vocab": 24, "positions": 16, "embed": 16, "mlp": 40, "heads": 4, "kv_heads": 2, "head_dim": 8}
-SIZES |= {"experts": 2, "router": 2, "balance": 2}
+SIZES |= {"expert_embed": SIZES["embed"], "expert_mlp": SIZES["mlp"], "experts": 2, "router": 2, "balance": 2}
 
 AXES = {
     "embedding": {"table": ("vocab", "embed"), "positions": {"table": ("positions", "embed")}},
@@ -15,7 +15,7 @@ AXES = {
                 "key_bias": ("layers", "kv_heads", "head_dim"),
                 "output": ("layers", "heads", "head_dim", "embed"),
             },
-            "experts": {"up": ("layers", "experts", "embed", "mlp")},
+            "experts": {"up": ("layers", "experts", "expert_embed", "expert_mlp")},
             "router": {"balance": ("layers", "balance")},
             "norm": {"scale": ("layers", "embed")},
         },
