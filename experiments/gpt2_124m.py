@@ -25,6 +25,7 @@ from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.embedding import EmbeddingConfig
 from lm_jax.nn.mlp import MLPConfig
+from lm_jax.nn.moe import MoEConfig
 from lm_jax.nn.norm import NormConfig
 from lm_jax.nn.positions import PositionTableConfig
 from lm_jax.nn.stack import StackConfig
@@ -81,9 +82,13 @@ def get_config(arg: str = "") -> Experiment:
 def smoke(experiment: Experiment) -> Experiment:
     """The same model family and layout, small enough for a test on CPU."""
     experiment.model.width, experiment.model.vocab_size = 32, 300
-    experiment.model.stack.repeats = 2
+    experiment.model.stack.repeats, experiment.model.stack.rounds = 2, 1
     for block in experiment.model.stack.pattern:
-        block.mixer.num_heads, block.mixer.head_dim, block.feed_forward.hidden = 4, None, 64
+        block.mixer.num_heads, block.mixer.head_dim = 4, None
+        if isinstance(block.feed_forward, MoEConfig):
+            block.feed_forward.num_experts, block.feed_forward.router.top_k, block.feed_forward.expert.hidden = 8, 2, 32
+        else:
+            block.feed_forward.hidden = 64
         if block.mixer.num_kv_heads is not None:
             block.mixer.num_kv_heads = 2
     if experiment.model.embedding.positions is not None:
