@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import logical_axes, split
-from lm_jax.core.sharding import Layout, MeshShape, spec, use_mesh
+from lm_jax.core.sharding import Layout, spec, use_mesh
 from lm_jax.models.decoder import DecoderConfig, HeadConfig
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig

@@ -12,7 +12,7 @@ version for tests.
 import dataclasses
 
 from lm_jax.config import Experiment, SamplesConfig
-from lm_jax.core.sharding import MeshShape
+from lm_jax.core.mesh import MeshShape
 from lm_jax.data.packing import Packing
 from lm_jax.data.sources import JsonLines
 from lm_jax.data.splits import HashSplit

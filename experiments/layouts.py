@@ -4,7 +4,8 @@ import dataclasses
 
 from lm_jax.config import Experiment
 from lm_jax.core.errors import ConfigError
-from lm_jax.core.sharding import Layout, MeshShape
+from lm_jax.core.mesh import MeshShape
+from lm_jax.core.sharding import Layout
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from layouts import Chips, on_chips
 from llama_8b import get_config as llama_8b
 
 from lm_jax.config import Experiment
-from lm_jax.core.sharding import MeshShape
+from lm_jax.core.mesh import MeshShape
 
 LAYOUTS = {
     8: Chips(MeshShape(dp=-1, tp=8), rows=512, accumulate=512),

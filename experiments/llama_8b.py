@@ -12,7 +12,7 @@ from layouts import Chips, on_chips
 from llama_1b import get_config as llama_1b
 
 from lm_jax.config import Experiment
-from lm_jax.core.sharding import MeshShape
+from lm_jax.core.mesh import MeshShape
 from lm_jax.models.decoder import HeadConfig
 
 LAYOUTS = {

@@ -14,7 +14,7 @@ from layouts import Chips, on_chips
 from llama_8b import get_config as llama_8b
 
 from lm_jax.config import Experiment
-from lm_jax.core.sharding import MeshShape
+from lm_jax.core.mesh import MeshShape
 from lm_jax.nn.mlp import MLPConfig
 from lm_jax.nn.moe import MoEConfig
 from lm_jax.nn.router import RouterConfig

@@ -16,7 +16,8 @@ from ml_collections import config_flags
 
 from lm_jax.core.config import Config, check_positive, nearest, validate_tree
 from lm_jax.core.errors import ConfigError, UserError
-from lm_jax.core.sharding import Layout, MeshShape
+from lm_jax.core.mesh import MeshShape
+from lm_jax.core.sharding import Layout
 from lm_jax.data.text import TextData
 from lm_jax.evals.perplexity import PerplexityConfig
 from lm_jax.infer.sampling import SamplingConfig

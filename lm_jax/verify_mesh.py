@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from lm_jax.config import Experiment
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import local_view
+from lm_jax.core.mesh import MESH_AXES, MeshShape
 from lm_jax.core.param import Params, param_specs
-from lm_jax.core.sharding import MESH_AXES, MeshShape, batch_specs, shard_batch, spec, token_order, use_mesh
+from lm_jax.core.sharding import batch_specs, shard_batch, spec, token_order, use_mesh
 from lm_jax.core.types import Array, Batch
 from lm_jax.nn.moe import MoEConfig
 from lm_jax.parts import build, check_mesh, initial_state, keys

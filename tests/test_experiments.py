@@ -15,7 +15,8 @@ from lm_jax import parts
 from lm_jax.config import Experiment, load_experiment
 from lm_jax.core.config import from_json, to_json, validate_tree
 from lm_jax.core.errors import ConfigError
-from lm_jax.core.sharding import MeshShape, spec, use_mesh
+from lm_jax.core.mesh import MeshShape
+from lm_jax.core.sharding import spec, use_mesh
 from lm_jax.train.step import train_step
 
 FOLDER = Path(__file__).parents[1] / "experiments"

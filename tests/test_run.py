@@ -15,7 +15,7 @@ import pytest
 from lm_jax import run
 from lm_jax.core.config import from_json, to_json
 from lm_jax.core.errors import ConfigError, StorageError
-from lm_jax.core.sharding import MeshShape
+from lm_jax.core.mesh import MeshShape
 from lm_jax.nn.positions import PositionTableConfig
 from lm_jax.train.checkpoint import CheckpointConfig, Checkpoints
 from lm_jax.train.logging import MetricsLog, read_metrics

@@ -6,7 +6,7 @@ import pytest
 from lm_jax import verify_mesh as module
 from lm_jax.config import load_experiment
 from lm_jax.core.local import sum_into, ways
-from lm_jax.core.sharding import MeshShape
+from lm_jax.core.mesh import MeshShape
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
-"""Logical axes, the mesh, and the one place that turns names into PartitionSpecs.
+"""Logical axes, and the one place that turns names into PartitionSpecs.
 
-The mesh is explicit (`AxisType.Explicit`: shardings are part of array types) and always has all six axes. Parameters and
-activations name their dimensions with logical axes; a `Layout` maps those to mesh axes. Model code asks `spec(...)` for the
-sharding of a named array; outside `use_mesh` there is no mesh and `spec` is None, so the same code runs on one device.
+Parameters and activations name their dimensions with logical axes; a `Layout` maps those to axes of the mesh. Model code asks
+`spec(...)` for the sharding of a named array; outside `use_mesh` there is no mesh and `spec` is None, so the same code runs on
+one device.
 """
 
 import contextlib
@@ -15,57 +15,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from lm_jax.core.config import Config
 from lm_jax.core.errors import ConfigError
+from lm_jax.core.mesh import MESH_AXES
 from lm_jax.core.types import Array, Batch
-
-MESH_AXES = ("pp", "dp", "fsdp", "ep", "cp", "tp")
-
-
-@dataclasses.dataclass(kw_only=True)
-class MeshShape(Config):
-    """How many devices each mesh axis has. At most one axis may be -1: all the devices that the others leave."""
-
-    pp: int = 1
-    dp: int = -1
-    fsdp: int = 1
-    ep: int = 1
-    cp: int = 1
-    tp: int = 1
-
-    def validate(self) -> None:
-        """Raises `ConfigError` for a size of 0 or below -1, or for two free axes."""
-        sizes = [getattr(self, axis) for axis in MESH_AXES]
-        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-            raise ConfigError(f"mesh sizes {sizes} for {MESH_AXES} must be positive, with at most one -1 (the rest)")
-
-    def sizes(self, num_devices: int) -> tuple[int, ...]:
-        """The six sizes on `num_devices` devices. Raises `ConfigError` when they do not fit."""
-        sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
-        fixed = math.prod(size for size in sizes.values() if size != -1)
-        free = [axis for axis, size in sizes.items() if size == -1]
-        if fixed > num_devices or (free and num_devices % fixed):
-            raise ConfigError(
-                f"the mesh {sizes} needs {'a multiple of ' if free else ''}{fixed} devices, but {num_devices} are here"
-                f" (on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count={fixed} gives more)"
-            )
-        for axis in free:
-            sizes[axis] = num_devices // fixed
-        return tuple(sizes.values())
-
-    def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
-        """An explicit mesh over the first devices (default: all). Raises `ConfigError` when too few are there."""
-        devices = jax.devices() if devices is None else devices
-        sizes = self.sizes(len(devices))
-        types = (AxisType.Explicit,) * len(MESH_AXES)
-        return jax.make_mesh(sizes, MESH_AXES, types, devices=devices[: math.prod(sizes)])
-
-    def abstract(self, num_devices: int) -> AbstractMesh:
-        """The same mesh without devices, for sharding checks of any size on a laptop."""
-        types = (AxisType.Explicit,) * len(MESH_AXES)
-        return AbstractMesh(self.sizes(num_devices), MESH_AXES, axis_types=types)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""Meshes, layouts and specs."""
+"""Layouts and specs."""
 
 import jax
 import numpy as np
@@ -6,25 +6,17 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from lm_jax.core.errors import ConfigError
-from lm_jax.core.sharding import Layout, MeshShape, shard_batch, spec, use_mesh
+from lm_jax.core.mesh import MeshShape
+from lm_jax.core.sharding import Layout, shard_batch, spec, use_mesh
 
 
-def test_free_axis_takes_the_rest():
-    assert MeshShape(dp=-1, fsdp=4).sizes(8) == (1, 2, 4, 1, 1, 1)
-    assert MeshShape(dp=2, tp=2).build().size == 4
-
-
-@pytest.mark.parametrize("shape", [MeshShape(dp=16), MeshShape(dp=-1, fsdp=3), MeshShape(dp=3, tp=3)])
-def test_a_mesh_that_does_not_fit_names_both_numbers(shape):
-    with pytest.raises(ConfigError, match=r"needs (a multiple of )?\d+ devices, but 8 are here"):
-        shape.build()
-
-
-def test_two_free_axes_and_unknown_axes_are_errors():
-    with pytest.raises(ConfigError, match="at most one -1"):
-        MeshShape(dp=-1, fsdp=-1).validate()
+def test_layouts_that_cannot_be_are_errors():
     with pytest.raises(ConfigError, match="'data' is not a mesh axis"):
         Layout(batch=("data",)).validate()
+    with pytest.raises(ConfigError, match="embed is gathered over 'tp', which is not in batch"):
+        Layout(embed=("tp",), mlp=()).validate()
+    with pytest.raises(ConfigError, match="gather='weights' is not a dimension"):
+        Layout(gather=("weights",)).validate()
     with pytest.raises(ConfigError, match="either all of these axes must split tokens"):
         Layout(experts=("ep", "tp"), residual=()).validate()
 

@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 
 from lm_jax.core.errors import ConfigError
+from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import logical_axes, split
-from lm_jax.core.sharding import Layout, MeshShape, check_divisible, parameter_sizes
+from lm_jax.core.sharding import Layout, check_divisible, parameter_sizes
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.objectives.lm import LMConfig
 from tests import hlo

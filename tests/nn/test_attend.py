@@ -9,7 +9,8 @@ import pytest
 
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import local_view, token_index
-from lm_jax.core.sharding import Layout, MeshShape, shard_batch, spec, use_mesh
+from lm_jax.core.mesh import MeshShape
+from lm_jax.core.sharding import Layout, shard_batch, spec, use_mesh
 from lm_jax.nn.attend import BACKENDS, Case, attend, choose
 from lm_jax.nn.kernels.spec import AttentionSpec, Tokens
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from lm_jax.core.sharding import Layout, MeshShape, use_mesh
+from lm_jax.core.mesh import MeshShape
+from lm_jax.core.sharding import Layout, use_mesh
 from lm_jax.optim.adafactor import Adafactor
 from lm_jax.optim.adamw import AdamW
 from lm_jax.optim.base import OptimizerConfig, clip_by_norm, update_ema

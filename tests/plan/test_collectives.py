@@ -9,8 +9,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import logical_axes, split
-from lm_jax.core.sharding import Layout, MeshShape, spec, use_mesh
+from lm_jax.core.sharding import Layout, spec, use_mesh
 from lm_jax.objectives.lm import LMConfig
 from lm_jax.plan.collectives import Collective, bytes_sent
 from lm_jax.plan.least import least_bytes

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm_jax.core.config import validate_tree
 from lm_jax.core.errors import ConfigError, StorageError
-from lm_jax.core.sharding import MeshShape
+from lm_jax.core.mesh import MeshShape
 from lm_jax.train import manifest
 from lm_jax.train.checkpoint import CheckpointConfig, Checkpoints
 from lm_jax.train.lock import RunLock

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import logical_axes, split
-from lm_jax.core.sharding import Layout, MeshShape, shard_batch, use_mesh
+from lm_jax.core.sharding import Layout, shard_batch, use_mesh
 from lm_jax.objectives.lm import LMConfig
 from lm_jax.optim.muon import Muon
 from lm_jax.train.checkpoint import CheckpointConfig, Checkpoints

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import split
-from lm_jax.core.sharding import Layout, MeshShape, spec, use_mesh
+from lm_jax.core.sharding import Layout, spec, use_mesh
 from lm_jax.objectives.lm import LMConfig
 from lm_jax.train.step import gradients
 from tests.models_for_tests import llama

@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from lm_jax.core.errors import ConfigError
+from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import logical_axes, split
-from lm_jax.core.sharding import Layout, MeshShape, shard_batch, use_mesh
+from lm_jax.core.sharding import Layout, shard_batch, use_mesh
 from lm_jax.evals.perplexity import perplexity
 from lm_jax.infer.generate import generate
 from lm_jax.infer.sampling import SamplingConfig

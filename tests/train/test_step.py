@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import logical_axes, split
-from lm_jax.core.sharding import Layout, MeshShape, shard_batch, use_mesh
+from lm_jax.core.sharding import Layout, shard_batch, use_mesh
 from lm_jax.objectives.lm import LMConfig
 from lm_jax.optim.adamw import AdamW
 from lm_jax.optim.muon import Muon
