@@ -135,7 +135,8 @@ def attention_backends(experiment: Experiment, mesh: Mesh | AbstractMesh) -> lis
     lines = []
     for number, block in enumerate(model.stack.pattern):
         spec = block.mixer.spec(model.width, segments=experiment.data.masks_documents())
-        case = Case(spec, jnp.dtype(model.dtype), block.mixer.size(model.width), split_ways, jax.default_backend())
+        size, length = block.mixer.size(model.width), experiment.data.length
+        case = Case(spec, jnp.dtype(model.dtype), size, length, length, split_ways, jax.default_backend())
         name, why = choose(block.mixer.implementation, case)
         lines.append(f"block {number}: {name} ({why})")
     return lines

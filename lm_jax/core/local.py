@@ -137,3 +137,33 @@ def settle(x: Array, axes: frozenset[str]) -> Array:
     """The sum of `x` over all axes along which it differs, but for `axes`: a cotangent of something that differs along these."""
     extra = tuple(sorted(varying(x) - axes))
     return jax.lax.psum(x, extra) if extra else x
+
+
+def unchecked(fn: Callable, *args: Any, constant: Any = None) -> Any:
+    """`fn(*args, constant)` for a kernel that does not say in types what may differ between devices, as the local view asks.
+
+    All results are typed as differing along every axis that any argument differs along. Differentiable in `args`.
+    """
+    axes = frozenset().union(*map(varying, jax.tree.leaves((args, constant))))
+    if not axes:
+        return fn(*args, constant)
+    typed = lambda tree: jax.tree.map(lambda x: vary(x, axes), tree)  # noqa: E731
+
+    def untyped(fn: Callable) -> Callable:
+        # A view of no axes within this one, where nothing is checked and results of arithmetic have no such type.
+        bare = lambda *args: fn(*jax.tree.map(lambda x: x * jnp.ones((), x.dtype), args))  # noqa: E731
+        return jax.shard_map(bare, in_specs=PartitionSpec(), out_specs=PartitionSpec(), axis_names=set(), check_vma=False)
+
+    @jax.custom_vjp
+    def run(constant, *args):
+        return typed(untyped(lambda constant, *args: fn(*args, constant))(constant, *args))
+
+    def forward(constant, *args):
+        both = lambda constant, *args: jax.vjp(lambda *args: fn(*args, constant), *args)  # noqa: E731
+        return typed(untyped(both)(constant, *args))
+
+    def backward(pull, g):
+        return None, *typed(untyped(lambda pull, g: pull(g))(pull, g))
+
+    run.defvjp(forward, backward)
+    return run(typed(constant), *typed(args))

@@ -16,6 +16,7 @@ from lm_jax.core.types import Array
 from lm_jax.nn.kernels.reference import reference
 from lm_jax.nn.kernels.ring import ring
 from lm_jax.nn.kernels.spec import ATTENTION, AttentionSpec, Tokens, visible
+from lm_jax.nn.kernels.splash import BLOCK, splash
 
 
 class Case(NamedTuple):
@@ -24,6 +25,8 @@ class Case(NamedTuple):
     spec: AttentionSpec
     dtype: Any
     head_dim: int
+    queries: int  # tokens in a row
+    keys: int
     sequence: int  # over how many devices the tokens of a row are split
     platform: str  # "cpu", "gpu" or "tpu"
 
@@ -74,11 +77,24 @@ def _cudnn_refuses(case: Case) -> str | None:
     return _xla_refuses(case)
 
 
+def _splash_refuses(case: Case) -> str | None:
+    if case.platform != "tpu":
+        return f"it needs a TPU, and this is a {case.platform}"
+    if case.queries % BLOCK or case.keys % BLOCK:
+        return f"it needs rows of a multiple of {BLOCK} tokens, not {case.queries} and {case.keys}"
+    if case.spec.cross and case.spec.segments:
+        return "a query that sees no key is not defined"
+    if case.sequence > 1:
+        return "it cannot split the sequence"
+    return None
+
+
 BACKENDS = {
     "reference": Backend(reference, lambda case: None),
     "ring": Backend(ring, lambda case: "keys of another sequence do not travel" if case.spec.cross else None),
     "xla": Backend(_dot_product("xla"), _xla_refuses),
     "cudnn": Backend(_dot_product("cudnn"), _cudnn_refuses),
+    "splash": Backend(splash, _splash_refuses),
 }
 IMPLEMENTATIONS = ("auto", *BACKENDS)
 
@@ -86,7 +102,7 @@ IMPLEMENTATIONS = ("auto", *BACKENDS)
 def choose(implementation: str, case: Case) -> tuple[str, str]:
     """(backend, why). Raises `ConfigError` when the one that is named cannot do it.
 
-    "auto" takes the ring where the sequence is split, cuDNN where it can, and else the reference.
+    "auto" takes the ring where the sequence is split, splash on a TPU and cuDNN on a GPU where they can, and else the reference.
     """
     if implementation != "auto":
         problem = BACKENDS[implementation].refuses(case)
@@ -98,8 +114,9 @@ def choose(implementation: str, case: Case) -> tuple[str, str]:
         if problem is None:
             return "ring", f"the sequence is split {case.sequence} ways"
         return "reference", f"not ring: {problem}"
-    problem = BACKENDS["cudnn"].refuses(case)
-    return ("cudnn", "fastest on this GPU") if problem is None else ("reference", f"not cudnn: {problem}")
+    fastest = "splash" if case.platform == "tpu" else "cudnn"
+    problem = BACKENDS[fastest].refuses(case)
+    return (fastest, f"fastest on this {case.platform}") if problem is None else ("reference", f"not {fastest}: {problem}")
 
 
 def attend(
@@ -115,6 +132,7 @@ def attend(
     """[B, T, N, H] in the dtype of `q_BTNH`, by the backend that `choose` gives; in a local view of this device's tokens."""
     assert spec.segments == (queries.segments is not None) == (keys.segments is not None)
     assert spec.sinks == (sinks_N is not None)
-    case = Case(spec, q_BTNH.dtype, q_BTNH.shape[-1], ways("sequence"), jax.default_backend())
+    lengths = q_BTNH.shape[1] * ways("sequence"), k_BSKH.shape[1] * ways("sequence")
+    case = Case(spec, q_BTNH.dtype, q_BTNH.shape[-1], *lengths, ways("sequence"), jax.default_backend())
     name, _ = choose(implementation, case)
     return checkpoint_name(BACKENDS[name].run(spec, q_BTNH, k_BSKH, v_BSKH, queries, keys, sinks_N), ATTENTION)

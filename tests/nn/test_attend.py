@@ -22,15 +22,16 @@ TRUTH = [
 SEGMENTS = np.array([[1] * 5 + [2] * 9 + [0] * 2, [1] * 2 + [2] * 3 + [3] * 11], np.int32)
 
 
-def arrays(kv_heads):
+def arrays(kv_heads, lengthen=1):
     rng = np.random.default_rng(0)
-    q, k, v, dy = (rng.normal(size=(B, T, heads, H)).astype(np.float32) for heads in (N, kv_heads, kv_heads, N))
+    q, k, v, dy = (rng.normal(size=(B, T * lengthen, heads, H)).astype(np.float32) for heads in (N, kv_heads, kv_heads, N))
     return {"q": q, "k": k, "v": v, "dy": dy}, rng.normal(size=N).astype(np.float32)
 
 
-def run(implementation, row, mesh=None):
-    """(y, gradients of q, k, v and sinks), rows in their own order."""
-    data, sinks = arrays(row["kv_heads"])
+def run(implementation, row, mesh=None, lengthen=1):
+    """(y, gradients of q, k, v and sinks), rows in their own order; of rows `lengthen` times as long."""
+    data, sinks = arrays(row["kv_heads"], lengthen)
+    all_segments = np.repeat(SEGMENTS, lengthen, axis=1)
     fields = {name: row[name] for name in ("causal", "window", "segments", "soft_cap", "sinks")}
     what = AttentionSpec(scale=0.5, **fields)
     sinks = sinks if row["sinks"] else None
@@ -46,11 +47,12 @@ def run(implementation, row, mesh=None):
         return {"y": y, "q": grads[0], "k": grads[1], "v": grads[2]}, grads[3]
 
     if mesh is None:
-        return local(data, SEGMENTS, sinks)  # not compiled as a whole: the rows of the table share most operations
+        return local(data, all_segments, sinks)  # not compiled as a whole: the rows of the table share most operations
     layout = Layout()
     with use_mesh(mesh, layout):
         tokens, heads = spec("batch", "sequence", None, None), spec(None)
-        placed = shard_batch(data | {"index": np.broadcast_to(np.arange(T), (B, T)), "segments": SEGMENTS}, mesh, layout)
+        index = np.broadcast_to(np.arange(T * lengthen), (B, T * lengthen))
+        placed = shard_batch(data | {"index": index, "segments": all_segments}, mesh, layout)
         order = np.asarray(placed.pop("index"))[0]
         segments = placed.pop("segments")
         on_mesh = local_view(local, (tokens, spec("batch", "sequence"), heads), (tokens, heads))
@@ -63,7 +65,7 @@ def test_backends_equal_the_reference(row):
     expected = run("reference", row)
     what = AttentionSpec(scale=0.5, **{name: row[name] for name in ("causal", "window", "segments", "soft_cap", "sinks")})
     for name, backend in BACKENDS.items():
-        if backend.refuses(Case(what, jnp.dtype("float32"), H, 1, "cpu")) is None:
+        if backend.refuses(Case(what, jnp.dtype("float32"), H, T, T, 1, "cpu")) is None:
             compare(run(name, row), expected)
 
 
@@ -76,12 +78,25 @@ def test_a_split_sequence_equals_one_device(row, name):
     compare(run(name, row, MeshShape(dp=2, cp=4).build()), run("reference", row))
 
 
+@pytest.mark.parametrize("row", TRUTH, ids=lambda row: "-".join(map(str, row.values())))
+def test_the_tpu_kernel_interpreted_equals_the_reference(row, monkeypatch):
+    monkeypatch.setitem(BACKENDS, "splash", BACKENDS["splash"]._replace(refuses=lambda case: None))
+    compare(run("splash", row, lengthen=16), run("reference", row, lengthen=16))
+
+
+@pytest.mark.parametrize("row", TRUTH[::21], ids=lambda row: "-".join(map(str, row.values())))
+def test_the_tpu_kernel_in_a_local_view_equals_the_reference(row, monkeypatch):
+    monkeypatch.setitem(BACKENDS, "splash", BACKENDS["splash"]._replace(refuses=lambda case: None))
+    compare(run("splash", row, MeshShape(dp=2).build(), lengthen=16), run("reference", row, lengthen=16))
+
+
 def compare(got, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, expected)
 
 
 def case(**fields):
-    defaults = dict(spec=AttentionSpec(scale=1.0), dtype=jnp.dtype("bfloat16"), head_dim=64, sequence=1, platform="gpu")
+    defaults = dict(spec=AttentionSpec(scale=1.0), dtype=jnp.dtype("bfloat16"), head_dim=64, queries=256, keys=256)
+    defaults |= dict(sequence=1, platform="gpu")
     return Case(**(defaults | fields))
 
 
@@ -95,6 +110,9 @@ def case(**fields):
         ("xla", dict(spec=AttentionSpec(scale=1.0, sinks=True)), "neither soft-cap nor sinks"),
         ("xla", dict(sequence=4), "cannot split the sequence"),
         ("ring", dict(spec=AttentionSpec(scale=1.0, causal=False, cross=True)), "do not travel"),
+        ("splash", dict(), "needs a TPU, and this is a gpu"),
+        ("splash", dict(platform="tpu", queries=100), "multiple of 128 tokens, not 100 and 256"),
+        ("splash", dict(platform="tpu", sequence=2), "cannot split the sequence"),
     ],
 )
 def test_what_a_backend_cannot_do_is_refused(name, fields, problem):
@@ -105,5 +123,6 @@ def test_what_a_backend_cannot_do_is_refused(name, fields, problem):
 def test_auto_says_what_runs_and_why():
     assert choose("auto", case())[0] == "cudnn"
     assert choose("auto", case(platform="cpu")) == ("reference", "not cudnn: it needs an NVIDIA GPU, and this is a cpu")
+    assert choose("auto", case(platform="tpu")) == ("splash", "fastest on this tpu")
     assert choose("auto", case(sequence=4)) == ("ring", "the sequence is split 4 ways")
     assert choose("auto", case(sequence=4, spec=AttentionSpec(scale=1.0, causal=False, cross=True)))[0] == "reference"
