@@ -3,10 +3,11 @@ key-value heads.
 
     lm-jax train --config=experiments/llama_405b.py:4096 --workdir=runs/llama_405b
 
-For `:256` or `:4096` chips: bfloat16, rows of 8,192 tokens, 4M (17M) tokens a step; parameters, gradients and AdamW's moments take
-25 GB of each of 256 chips. On 4,096 a pipeline of 2 stages, each with 9 pieces of 7 layers, passes 8 micro-batches. `:8` is the
-smallest layout, of 8 x 810 GB of state: for checks of shardings only. Text and tokenizer as in gpt2_124m.py. Not run here (no
-accelerator); the tests check the shardings of each. `:smoke` is a tiny version for tests.
+For `:256` or `:4096` chips: bfloat16, rows of 8,192 tokens, 4M (17M) tokens a step; on 256 chips a step needs 41 GiB of each, by
+the TPU's compiler. On 4,096 a pipeline of 2 stages, each with 9 pieces of 7 layers, passes 8 micro-batches, and gathers its layers
+for each of them: all at once they would not fit. `:8` has 756 GiB of state a device: for checks of shardings only. Text and
+tokenizer as in gpt2_124m.py. Not run here (no accelerator); the tests check the shardings of each. `:smoke` is a tiny version for
+tests.
 """
 
 from gpt2_124m import smoke
@@ -15,11 +16,12 @@ from llama_8b import get_config as llama_8b
 
 from lm_jax.config import Experiment
 from lm_jax.core.mesh import MeshShape
+from lm_jax.core.sharding import Layout
 
 LAYOUTS = {
     8: Chips(MeshShape(dp=-1, tp=8), rows=512, accumulate=512),
     256: Chips(MeshShape(dp=-1, fsdp=32, tp=8), rows=512, accumulate=16),
-    4096: Chips(MeshShape(dp=-1, pp=2, fsdp=32, tp=8), rows=2048),
+    4096: Chips(MeshShape(dp=-1, pp=2, fsdp=32, tp=8), rows=2048, layout=Layout(gather_once=False)),
 }
 
 

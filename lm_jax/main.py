@@ -66,6 +66,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable]]:
     sub.add_argument("--step", type=int, default=0, help="for show: which step's batch")
     add("report", _report, "write the run's report.html", workdir=True)
     add("doctor", _doctor, "print versions and devices, and what is wrong with the installation")
+    sub = add("plan", _plan, "what an experiment needs on a mesh, without the devices", config=True)
+    sub.add_argument("--devices", type=int, default=8, help="how many")
+    sub.add_argument("--chip", help="of which kind, such as H200 or 'TPU v5p'")
     sub = add("verify", _verify, "prove a property of an experiment by running it", config=True)
     sub.add_argument("what", choices=("resume", "mesh"))
     sub.add_argument("--steps", type=int, default=30, help="for resume: how many steps to train")
@@ -176,6 +179,14 @@ def _doctor(options: argparse.Namespace, configs: list[str]) -> int:
     lines, healthy = diagnose()
     print("\n".join(lines))
     return 0 if healthy else 1
+
+
+def _plan(options: argparse.Namespace, configs: list[str]) -> int:
+    from lm_jax.config import load_experiment
+    from lm_jax.dry_run import plan
+
+    print("\n".join(plan(load_experiment(configs), options.devices, options.chip)))
+    return 0
 
 
 def _verify(options: argparse.Namespace, configs: list[str]) -> int:

@@ -52,7 +52,7 @@ def initial_state(experiment: Experiment, parts: Parts, key: jax.Array) -> Train
     return init_state(params, parts.optimizer, experiment.step)
 
 
-def abstract_state(experiment: Experiment, parts: Parts, mesh: Mesh) -> TrainState:
+def abstract_state(experiment: Experiment, parts: Parts, mesh: Mesh | AbstractMesh) -> TrainState:
     """Shapes, dtypes and shardings of the state on `mesh` (inside `use_mesh`): what a checkpoint is restored onto."""
     shapes = jax.eval_shape(functools.partial(initial_state, experiment, parts), _abstract_key())
 

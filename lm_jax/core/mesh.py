@@ -60,10 +60,12 @@ class MeshShape(Config):
         types = (AxisType.Explicit,) * len(MESH_AXES)
         num_slices = len({getattr(device, "slice_index", 0) for device in devices})
         if num_slices == 1:
-            return jax.make_mesh(sizes, MESH_AXES, types, devices=devices)
-        outer = across_slices(sizes, num_slices)
-        inner = [size // n for size, n in zip(sizes, outer, strict=True)]
-        return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices), MESH_AXES, axis_types=types)
+            array = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        else:
+            outer = across_slices(sizes, num_slices)
+            inner = [size // n for size, n in zip(sizes, outer, strict=True)]
+            array = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+        return Mesh(array, MESH_AXES, axis_types=types)
 
     def abstract(self, num_devices: int) -> AbstractMesh:
         """The same mesh without devices, for sharding checks of any size on a laptop."""
