@@ -4,9 +4,9 @@
     lm-jax train --config=experiments/mixtral_8x7b.py:256 --workdir=runs/mixtral
 
 For `:8`, `:256` or `:4096` chips: bfloat16, rows of 8,192 tokens, 4M tokens a step (on 4,096 chips 17M), each expert on a device of
-its own; tokens travel to them with room for twice the even share. A step needs 126 GiB of each of 8 chips (by the TPU's compiler:
-too much for those of 95 GB), 37 GiB of 256. Text as in gpt2_124m.py, with a tokenizer of 32,000. Not run here (no accelerator); the tests check the
-shardings of each. `:smoke` is a tiny version for tests.
+its own; tokens travel to them with room for twice the even share. A step needs 126 GiB of each of 8 chips (by the TPU's
+compiler: too much for those of 95 GB), 37 GiB of 256. Text as in gpt2_124m.py, with a tokenizer of 32,000. Not run here (no
+accelerator); the tests check the shardings of each. `:smoke` is a tiny version for tests.
 """
 
 from gpt2_124m import smoke
