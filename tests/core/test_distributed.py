@@ -1,6 +1,7 @@
 """Real processes: one run, killed, stopped together, continued by fewer."""
 
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -16,8 +17,8 @@ from lm_jax.core.distributed import join
 from lm_jax.core.errors import ConfigError
 from tests.runs import events, losses
 
+DENSE = "--config=experiments/shakespeare.py:smoke"
 ARGUMENTS = [
-    "--config=experiments/shakespeare.py:smoke",
     "--config.train.num_steps=60",
     "--config.train.log_every=1",
     "--config.checkpoint.every=5",
@@ -25,11 +26,11 @@ ARGUMENTS = [
 ]
 
 
-def start(workdir, cache, *, devices: int, more: tuple[str, ...] = (), **variables: str) -> subprocess.Popen:
+def start(workdir, cache, *, devices: int, config: str = DENSE, more: tuple[str, ...] = (), **variables: str) -> subprocess.Popen:
     """`lm-jax train` with so many CPU devices."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment |= {"JAX_NUM_CPU_DEVICES": str(devices), "LM_JAX_CACHE": str(cache), **variables}
-    command = [sys.executable, "-m", "lm_jax.main", "train", f"--workdir={workdir}", *ARGUMENTS, *more]
+    command = [sys.executable, "-m", "lm_jax.main", "train", f"--workdir={workdir}", config, *ARGUMENTS, *more]
     workdir.parent.mkdir(exist_ok=True)
     with open(log(workdir), "ab") as output:
         return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
@@ -95,6 +96,44 @@ def test_a_run_survives_a_killed_process_and_a_stop_on_other_numbers_of_processe
     straight, resumed = losses(tmp_path / "straight"), losses(workdir)
     assert straight.keys() == resumed.keys()
     assert max(abs(straight[step] - resumed[step]) for step in straight) < 1e-4
+
+
+MIXTURE = "--config=experiments/shakespeare_moe.py:smoke"
+BY_PROCESSES = [
+    (DENSE, {"dp": 2}),
+    (DENSE, {"fsdp": 4}),
+    (DENSE, {"tp": 2}),
+    (DENSE, {"cp": 4}),
+    (DENSE, {"pp": 2}),
+    (DENSE, {"pp": 2, "fsdp": 2}),
+    (MIXTURE, {"ep": 2}),
+    (MIXTURE, {"ep": 2, "tp": 2}),
+]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    """(cache, losses by experiment) of runs of 8 steps on one device."""
+    folder, scores = tmp_path_factory.mktemp("one"), {}
+    for number, config in enumerate((DENSE, MIXTURE)):
+        run = start(folder / str(number), folder / "cache", devices=1, config=config, more=("--config.train.num_steps=8",))
+        assert run.wait(300) == 0, log(folder / str(number)).read_text()
+        scores[config] = losses(folder / str(number))
+    return folder / "cache", scores
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "sizes"), BY_PROCESSES, ids=lambda value: "-".join(value) if isinstance(value, dict) else "")
+def test_every_axis_goes_across_processes(tmp_path, one_process, config, sizes):
+    """A device each; the losses are those of one process."""
+    (cache, expected), number = one_process, math.prod(sizes.values())
+    mesh = [f"--config.mesh.{axis}={size}" for axis, size in ({"dp": 1} | sizes).items()]
+    processes = together(tmp_path / "run", cache, number, devices=1, config=config, more=("--config.train.num_steps=8", *mesh))
+    with ended(processes):
+        assert [process.wait(200) for process in processes] == [0] * number, log(tmp_path / "run").read_text()
+    got = losses(tmp_path / "run")
+    assert got.keys() == expected[config].keys() and len(got) == 8
+    assert max(abs(got[step] - expected[config][step]) for step in got) < 1e-4
 
 
 @pytest.mark.slow
