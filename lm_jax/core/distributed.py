@@ -56,17 +56,22 @@ def join() -> None:
 
 def check_same(fields: dict[str, Any]) -> None:
     """Raises `ConfigError` on all processes, naming the fields, where one has other values (JSON-ready) than process 0."""
-    if jax.process_count() == 1:
-        return
-    text = json.dumps(fields, sort_keys=True).encode()
-    size = int(multihost_utils.process_allgather(np.array([len(text)])).max())
-    padded = multihost_utils.process_allgather(np.frombuffer(text.ljust(size), np.uint8))
-    first, *others = (json.loads(row.tobytes()) for row in padded)
+    first, *others = gather(fields)
     for number, other in enumerate(others, start=1):
         names = [name for name in sorted(first.keys() | other.keys()) if first.get(name) != other.get(name)]
         if names:
             shown = ", ".join(f"{name} ({first.get(name)!r} and {other.get(name)!r})" for name in names[:5])
             raise ConfigError(f"processes 0 and {number} have different configs: {shown}; start all with the same arguments")
+
+
+def gather(value: Any) -> list[Any]:
+    """The (JSON-ready) value of every process, on all of them."""
+    if jax.process_count() == 1:
+        return [value]
+    text = json.dumps(value, sort_keys=True).encode()
+    size = int(multihost_utils.process_allgather(np.array([len(text)])).max())
+    padded = multihost_utils.process_allgather(np.frombuffer(text.ljust(size), np.uint8))
+    return [json.loads(row.tobytes()) for row in padded]
 
 
 def leave(error: BaseException) -> NoReturn:

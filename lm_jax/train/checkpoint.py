@@ -20,10 +20,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from lm_jax.core.config import Config, check_choice, check_positive
+from lm_jax.core.distributed import gather
 from lm_jax.core.errors import ConfigError, StorageError
 from lm_jax.core.files import fsync_dir, write_json
 from lm_jax.train import manifest
 from lm_jax.train.faults import fault
+
+# Arrays are stored in pieces of at most so many bytes: who restores a part of one reads little more than that part.
+CHUNK = 2**24
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -101,7 +105,8 @@ class Checkpoints:
                     shutil.rmtree(temporary)
                 temporary.mkdir()
             _barrier(f"save-{step}")
-            self._checkpointer.save(temporary / "state", args=self._ocp.args.PyTreeSave(state))
+            chunked = jax.tree.map(lambda _: self._ocp.SaveArgs(chunk_byte_size=CHUNK), state)
+            self._checkpointer.save(temporary / "state", args=self._ocp.args.PyTreeSave(state, save_args=chunked))
         except Exception as error:
             raise self._failed(step, error) from error
         self._saving = (step, self._committer.submit(self._commit, temporary, record, facts))
@@ -153,16 +158,22 @@ class Checkpoints:
         return next((step for step in reversed(self.steps()) if not self.verify(step, hashes=False)), None)
 
     def verify(self, step: int, *, hashes: bool = True) -> list[str]:
-        """What is wrong with the checkpoint of `step`; empty when nothing is."""
-        return manifest.check(self._path(step), step, hashes=hashes)
+        """What is wrong with the checkpoint of `step`; empty when nothing is.
+
+        With `hashes` every byte is read, once by all processes together, and all must call it.
+        """
+        if not hashes:
+            return manifest.check(self._path(step), step, hashes=False)
+        share = jax.process_index(), jax.process_count()
+        found = gather(manifest.check(self._path(step), step, hashes=True, share=share))
+        return sorted({problem for problems in found for problem in problems})
 
     def record(self, step: int) -> dict[str, Any]:
         """The record that was saved with `step`, whose file must match its manifest."""
-        path = self._path(step) / "record.json"
-        problems = [p for p in self.verify(step) if p.startswith(("record.json", manifest.NAME))]
-        if problems:
-            raise StorageError(f"checkpoint of step {step}: {problems[0]}")
-        return json.loads(path.read_text())
+        problem = manifest.check_file(self._path(step), "record.json")
+        if problem:
+            raise StorageError(f"checkpoint of step {step}: {problem}")
+        return json.loads((self._path(step) / "record.json").read_text())
 
     def restore(self, step: int | None = None, like: Any = None, *, partial: bool = False) -> tuple[int, Any]:
         """(step, state) of the checkpoint of `step`, or of the newest one that is good in every bit.

@@ -99,6 +99,25 @@ def test_restores_onto_any_mesh(tmp_path):
             assert len(state.params["w"].sharding.device_set) == mesh.size
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="counts the bytes that Linux reads")
+@pytest.mark.parametrize("sizes", [dict(dp=8), dict(dp=1, fsdp=8), dict(dp=2, fsdp=2, tp=2)], ids=str)
+def test_a_restore_reads_every_byte_once_after_checking_it(tmp_path, sizes):
+    def num_read() -> int:
+        with open("/proc/self/io") as file:
+            return int(file.readline().split()[1])
+
+    mesh = MeshShape(**sizes).build()
+    parts = PartitionSpec(("fsdp",), "tp")
+    like = jax.ShapeDtypeStruct((4096, 4096), jnp.float32, sharding=NamedSharding(mesh, parts))
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        checkpoints.save(1, {"w": jax.random.normal(jax.random.key(0), (4096, 4096))}, {}, {})
+        checkpoints.wait()
+        stored = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+        before = num_read()
+        checkpoints.restore(like={"w": like})
+        assert 1.9 * stored < num_read() - before < 2.3 * stored
+
+
 def files_of(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
@@ -159,6 +178,17 @@ def test_every_damaged_file_is_named_and_the_step_before_is_used(tmp_path, damag
         path.write_bytes(data)
     files_of(tmp_path / "good" / "0000000002")[-1].unlink()
     assert_falls_back(tmp_path / "good", damage)
+
+
+def test_processes_share_the_hashing(tmp_path):
+    with saved(tmp_path):
+        path = tmp_path / "0000000002"
+        for file in files_of(path):
+            if file.name != manifest.NAME and file.stat().st_size:
+                file.write_bytes(bytes(byte ^ 1 for byte in file.read_bytes()))
+        whole = manifest.check(path, 2, hashes=True)
+        shares = [manifest.check(path, 2, hashes=True, share=(i, 3)) for i in range(3)]
+    assert len(whole) > 3 and all(shares) and sorted(name for share in shares for name in share) == sorted(whole)
 
 
 def test_junk_is_ignored_and_the_folder_can_move(tmp_path):
