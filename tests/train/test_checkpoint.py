@@ -107,11 +107,13 @@ def test_a_restore_reads_every_byte_once_after_checking_it(tmp_path, sizes):
             return int(file.readline().split()[1])
 
     mesh = MeshShape(**sizes).build()
-    parts = PartitionSpec(("fsdp",), "tp")
-    like = jax.ShapeDtypeStruct((4096, 4096), jnp.float32, sharding=NamedSharding(mesh, parts))
+    parts = PartitionSpec(None, "fsdp", "tp")
+    like = jax.ShapeDtypeStruct((8, 2048, 2048), jnp.float32, sharding=NamedSharding(mesh, parts))
     with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
-        checkpoints.save(1, {"w": jax.random.normal(jax.random.key(0), (4096, 4096))}, {}, {})
+        checkpoints.save(1, {"w": jax.random.normal(jax.random.key(0), like.shape)}, {}, {})
         checkpoints.wait()
+        pieces = checkpoints._checkpointer.metadata(tmp_path / "0000000001" / "state").item_metadata.tree["w"].storage.chunk_shape
+        assert np.prod(pieces) * 4 <= 2**24  # of which a process that holds a part reads those that it needs
         stored = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
         before = num_read()
         checkpoints.restore(like={"w": like})
