@@ -3,7 +3,7 @@
     python -m benchmarks.layouts [--length=2048] [--rows=8]
 
 Compiles one forward and backward pass per mesh for 8 pretended CPU devices, runs nothing. Prints, per device: the bytes that the
-program sends beside the least that its layout needs (`lm_jax.plan.collectives`), and its temporary memory.
+program sends beside the least that its layout needs (`lm_jax.plan.least`), and its temporary memory.
 """
 
 import argparse
@@ -48,13 +48,14 @@ MESHES = (
     dict(pp=4, fsdp=2),
     dict(pp=2, dp=2, tp=2),
 )
+CHUNKED_MESHES = (dict(fsdp=8), dict(fsdp=4, tp=2), dict(fsdp=2, cp=2, tp=2), dict(pp=4, fsdp=2))
 # Mixtures of 8 experts, by how tokens reach them.
 MIXTURES = {"capacity 1.25": dict(capacity_factor=1.25), "room 1.25": dict(room=1.25), "dropless": {}}
 MIXTURE_MESHES = (dict(fsdp=8), dict(ep=8), dict(fsdp=2, ep=4), dict(ep=4, tp=2), dict(pp=2, fsdp=2, ep=2))
 DTYPES = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
 
 
-def model(mixture: dict | None = None) -> DecoderConfig:
+def model(mixture: dict | None = None, *, tied: bool = False) -> DecoderConfig:
     """Llama-style: 8 layers of width 512; with `mixture`, feed-forward layers of 8 experts of which a token uses 2."""
     mlp: MLPConfig | MoEConfig = MLPConfig(hidden=1408, activation="silu", gated=True)
     if mixture is not None:
@@ -63,7 +64,7 @@ def model(mixture: dict | None = None) -> DecoderConfig:
         mixer=AttentionConfig(num_heads=8, num_kv_heads=8, rotary=RotaryConfig()),
         feed_forward=mlp,
     )
-    return DecoderConfig(vocab_size=8192, width=512, stack=StackConfig(pattern=(block,), repeats=8), head=HeadConfig(tied=False))
+    return DecoderConfig(vocab_size=8192, width=512, stack=StackConfig(pattern=(block,), repeats=8), head=HeadConfig(tied=tied))
 
 
 def main() -> None:
@@ -76,13 +77,16 @@ def main() -> None:
     print("dense")
     for sizes in MESHES:
         measure(model(), sizes, options.rows, options.length)
+    print("dense, head tied to the embedding, loss in 4 chunks")
+    for sizes in CHUNKED_MESHES:
+        measure(model(tied=True), sizes, options.rows, options.length, chunks=4)
     for name, mixture in MIXTURES.items():
         print(f"mixture of experts, {name}")
         for sizes in MIXTURE_MESHES:
             measure(model(mixture), sizes, options.rows, options.length)
 
 
-def measure(config: DecoderConfig, sizes: dict[str, int], rows: int, length: int) -> None:
+def measure(config: DecoderConfig, sizes: dict[str, int], rows: int, length: int, chunks: int = 1) -> None:
     """Prints the row of a mesh, where the rows of the batch can be split over it."""
     mesh, layout = MeshShape(**(dict(dp=1) | sizes)).build(), Layout()
     if rows % layout.ways("batch", mesh):
@@ -95,7 +99,7 @@ def measure(config: DecoderConfig, sizes: dict[str, int], rows: int, length: int
         batch = {
             name: place(jax.ShapeDtypeStruct((rows, length), dtype), spec("batch", "sequence")) for name, dtype in DTYPES.items()
         }
-        step = functools.partial(gradients, graph=graph, objective=LMConfig().build())
+        step = functools.partial(gradients, graph=graph, objective=LMConfig(chunks=chunks).build())
         compiled = jax.jit(step).lower(params, batch, jax.random.key(0)).compile()
     sent = sum(bytes_sent(compiled.as_text()).values())
     least = sum(least_bytes(config, params, logical_axes(shapes), layout, mesh, rows, length).values())

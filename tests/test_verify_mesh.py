@@ -29,6 +29,17 @@ def test_a_right_mesh_is_equal(experiment, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("equal on all")
 
 
+def test_a_mixture_is_compared_without_its_bounds(experiment, monkeypatch, capsys):
+    mixture = load_experiment(["--config=experiments/shakespeare_moe.py:smoke"])
+    for block in mixture.model.stack.pattern:
+        block.feed_forward.capacity_factor, block.feed_forward.router.balance_over = 0.5, "batch"
+    monkeypatch.setattr(module, "legal_meshes", lambda experiment, count: [MeshShape(dp=1, ep=2)])
+    assert module.verify_mesh(mixture) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("compared with the balance loss by row and no bound") for line in lines)
+    assert lines[-1].startswith("equal on all") and lines[-2].startswith("ep=2: ")
+
+
 def test_a_wrong_one_is_named(experiment, monkeypatch, capsys):
     def wrong(x: jax.Array, name: str, dim: int, *into: str) -> jax.Array:
         return sum_into(x, name, dim, *into) * (1.01 if ways(name) > 1 else 1.0)

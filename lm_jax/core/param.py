@@ -49,6 +49,13 @@ def shards(parameter: nnx.Param) -> Shards:
     return tuple((dim, mesh_axes(name)) for dim, name in enumerate(names) if name in gather and mesh_axes(name))
 
 
+def gathered(parameter: nnx.Param, like: Array) -> nnx.Param:
+    """The parameter for several uses: whole and float32, so that its gradients add up before they are communicated, once."""
+    gather = () if (layout := current_layout()) is None else layout.gather
+    axes = tuple(None if name in gather else name for name in parameter.axes)
+    return parameter.copy(weight(parameter, like, jnp.float32), axes=axes)
+
+
 def gather(value: Array, dtype: Any, where: Shards) -> Array:
     """The whole parameter in `dtype`; cast first, so that fewer bytes move."""
     value = value.astype(dtype)

@@ -49,6 +49,8 @@ class PerplexityConfig(Config):
 def _batch_sums(params: Params, batch: Batch, *, graph: nnx.GraphDef, chunks: int) -> Mean:
     def local(params: Params, batch: Batch) -> Mean:
         model = nnx.merge(graph, params)
+        if chunks > 1:
+            model = model.with_whole_head(batch["weights"])
         sums = token_sums(model, model(batch).hidden, batch, chunks)
         return Mean(sums["cross_entropy"], all_sum(jnp.sum(batch["weights"]), "batch", "sequence"))
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.local import all_gather, all_sum, token_index
-from lm_jax.core.param import param, weight
+from lm_jax.core.param import gathered, param, weight
 from lm_jax.core.types import Array, Batch, Mean
 from lm_jax.nn.attention import Cache, CacheInfo, Place
 from lm_jax.nn.embedding import EmbeddingConfig, soft_cap
@@ -35,7 +35,10 @@ class DecodeState(NamedTuple):
 
 @dataclasses.dataclass(kw_only=True)
 class HeadConfig(Config):
-    """The output projection to the vocabulary: tied to the embedding or its own, with logits soft-capped or not."""
+    """The output projection to the vocabulary: tied to the embedding (Press and Wolf 2017, arXiv:1608.05859) or its own.
+
+    `soft_cap`: logits pass through cap * tanh(logit / cap) (Gemma 2, arXiv:2408.00118).
+    """
 
     tied: bool = True
     bias: bool = False
@@ -122,12 +125,18 @@ class Decoder(nnx.Module):
         """float32 [B, T, V]: position t scores the token after it. In a local view V is this device's part of the vocabulary."""
         hidden_BTD = all_gather(hidden_BTD, "residual", 1)
         if self.head is None:
-            y_BTV = self.embedding.logits(hidden_BTD)
+            y_BTV = project("BTD,VD->BTV", hidden_BTD, self.embedding.table, jnp.float32)
         else:
             y_BTV = project("BTD,DV->BTV", hidden_BTD, self.head, jnp.float32)
         if self.head_bias is not None:
             y_BTV = y_BTV + weight(self.head_bias, y_BTV)[None, None, :]
         return soft_cap(y_BTV, self.config.head.soft_cap)
+
+    def with_whole_head(self, like: Array) -> "Decoder":
+        """This model with the head's matrix `gathered` for several uses: by chunks of the loss, or as embedding too."""
+        matrix = self.embedding.table if self.head is None else self.head
+        is_param = lambda x: isinstance(x, nnx.Param)  # noqa: E731
+        return jax.tree.map(lambda p: gathered(p, like) if p is matrix else p, self, is_leaf=is_param)
 
     def init_cache(self, batch_size: int, length: int, context: int | None = None) -> DecodeState:
         """An empty cache for `batch_size` rows of up to `length` tokens.

@@ -15,7 +15,6 @@ from lm_jax.core.param import Shards, gather, param, scatter, shards
 from lm_jax.core.types import Array
 from lm_jax.nn.dropout import dropout
 from lm_jax.nn.init import Init
-from lm_jax.nn.linear import project
 from lm_jax.nn.norm import NormConfig
 from lm_jax.nn.positions import PositionTableConfig
 
@@ -63,10 +62,6 @@ class Embedding(nnx.Module):
         if self.norm is not None:
             x_BTD = self.norm(x_BTD)
         return dropout(x_BTD, self.config.dropout, key)
-
-    def logits(self, x_BTD: Array) -> Array:
-        """The tied output projection: float32 [B, T, V] (Press and Wolf 2017, arXiv:1608.05859)."""
-        return project("BTD,VD->BTV", x_BTD, self.table, jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -12,7 +12,7 @@ from flax import nnx
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import overlap, part, ways
-from lm_jax.core.param import stacked, weight
+from lm_jax.core.param import gathered, stacked
 from lm_jax.core.sharding import current_layout, use_layout
 from lm_jax.core.types import Array, Aux
 from lm_jax.nn.attention import Cache, CacheInfo, Place
@@ -201,9 +201,7 @@ class Stack(nnx.Module):
         assert layout is not None
         inside = dataclasses.replace(layout, batch=tuple(axis for axis in layout.batch if axis not in layout.layers))
         if layout.gather_once:
-            is_param = lambda x: isinstance(x, nnx.Param)  # noqa: E731
-            blocks = jax.tree.map(lambda p: p.replace(weight(p, x_BTD, jnp.float32)), blocks, is_leaf=is_param)
-            inside = dataclasses.replace(inside, gather=())
+            blocks = jax.tree.map(lambda p: gathered(p, x_BTD), blocks, is_leaf=lambda x: isinstance(x, nnx.Param))
         if rounds == 1:
             blocks = jax.tree.map(lambda w: w[None], blocks)
         if keys is not None:

@@ -41,6 +41,8 @@ class LM:
 
     def __call__(self, model: Decoder, batch: Batch, *, key: Array | None = None) -> dict[str, Mean]:
         """Sums over all positions, weighted by `batch["weights"]`, with the sum of the weights as count."""
+        if self.config.chunks > 1 or model.config.head.tied:
+            model = model.with_whole_head(batch["weights"])
         hidden, auxiliary, metrics = model(batch, key=key)
         sums = token_sums(model, hidden, batch, self.config.chunks)
         count = all_sum(jnp.sum(batch["weights"]), "batch", "sequence")

@@ -44,6 +44,7 @@ def test_counts_of_a_program_that_is_known():
 CONFIGS = {"dense": llama(width=128), "capacity": moe(capacity_factor=1.0), "dropless": moe(), "room": moe(room=1.2)}
 for config in CONFIGS.values():
     config.head.tied, config.width = False, 128
+CONFIGS["tied in chunks"] = llama(width=128, vocab_size=2048)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,8 @@ for config in CONFIGS.values():
         ("room", dict(fsdp=2, ep=4)),
         ("room", dict(ep=2, tp=2)),
         ("capacity", dict(pp=2, fsdp=2, ep=2)),
+        ("tied in chunks", dict(fsdp=8)),
+        ("tied in chunks", dict(fsdp=4, tp=2)),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(f"{axis}{size}" for axis, size in value.items()),
 )
@@ -78,7 +81,7 @@ def test_a_step_sends_no_more_than_its_layout_needs(name, sizes):
         batch = {
             name: place(jax.ShapeDtypeStruct((rows, length), dtype), spec("batch", "sequence")) for name, dtype in DTYPES.items()
         }
-        step = functools.partial(gradients, graph=graph, objective=LMConfig().build())
+        step = functools.partial(gradients, graph=graph, objective=LMConfig(chunks=4 if "chunks" in name else 1).build())
         text = jax.jit(step).lower(params, batch, jax.random.key(0)).compile().as_text()
     sent, least = bytes_sent(text), least_bytes(config, params, logical_axes(model), layout, mesh, rows, length)
     assert 0.97 < sum(sent.values()) / sum(least.values()) < 1.1, (sent, least)
