@@ -14,6 +14,7 @@ from lm_jax.nn.mlp import MLPConfig
 from lm_jax.nn.moe import MoEConfig
 from lm_jax.nn.norm import NormConfig
 from lm_jax.nn.positions import PositionTableConfig, RotaryConfig
+from lm_jax.nn.rope_scaling import YarnRope
 from lm_jax.nn.router import RouterConfig
 from lm_jax.nn.stack import StackConfig
 
@@ -52,10 +53,14 @@ def gpt2(length: int = 16, **model) -> DecoderConfig:
 
 
 def odd() -> DecoderConfig:
-    """What the other two lack: a window beside full attention, soft-caps, sandwich and post norms, an untied head."""
+    """What the other two lack: a window beside full attention, soft-caps, sandwich and post norms, parallel layers, own head."""
+    rotary = RotaryConfig(fraction=0.5, interleaved=True, scaling=YarnRope(length=8))
+    heads_norm = {"qk_norm": NormConfig(zero_centered=True), "qk_norm_whole": True, "clip": 2.0}
     window = BlockConfig(
         placement="sandwich",
-        mixer=AttentionConfig(num_heads=2, head_dim=12, window=5, soft_cap=20.0, rotary=RotaryConfig(fraction=0.5)),
+        parallel=True,
+        residual_scale=0.7,
+        mixer=AttentionConfig(num_heads=2, head_dim=12, window=5, soft_cap=20.0, rotary=rotary, **heads_norm),
         feed_forward=MLPConfig(hidden=40, activation="gelu", gated=True),
     )
     post = BlockConfig(

@@ -17,7 +17,7 @@ from lm_jax.nn.init import Init, zeros
 from lm_jax.nn.kernels.reference import masked_attention
 from lm_jax.nn.kernels.spec import AttentionSpec, Tokens
 from lm_jax.nn.linear import project
-from lm_jax.nn.norm import NormConfig
+from lm_jax.nn.norm import Norm, NormConfig
 from lm_jax.nn.positions import RotaryConfig
 
 
@@ -54,6 +54,8 @@ class AttentionConfig(Config):
     | head_dim | None: width / num_heads | |
     | rotary | rotary positions; None: no positions in attention | arXiv:2104.09864 |
     | qk_norm | a norm of every query and key head before the rotation | Dehghani et al. 2023, arXiv:2302.05442 |
+    | qk_norm_whole | that norm is over all heads at once | OLMo 2, arXiv:2501.00656 |
+    | clip | queries, keys and values are cut to [-clip, clip] before the rotation | DBRX, OLMo |
     | window | a query sees only the last `window` tokens, itself included | Beltagy et al. 2020, arXiv:2004.05150 |
     | soft_cap | scores pass through cap * tanh(score / cap) | Gemma 2, arXiv:2408.00118 |
     | scale | of the scores; None: head_dim ** -0.5 | |
@@ -67,6 +69,8 @@ class AttentionConfig(Config):
     head_dim: int | None = None
     rotary: RotaryConfig | None = None
     qk_norm: NormConfig | None = None
+    qk_norm_whole: bool = False
+    clip: float | None = None
     window: int | None = None
     soft_cap: float | None = None
     scale: float | None = None
@@ -79,7 +83,7 @@ class AttentionConfig(Config):
         """Raises `ConfigError` where heads do not divide or the implementation is unknown."""
         check_choice("implementation", self.implementation, IMPLEMENTATIONS)
         check_positive(self, "num_heads")
-        for name in ("num_kv_heads", "head_dim", "window", "soft_cap", "scale"):
+        for name in ("num_kv_heads", "head_dim", "clip", "window", "soft_cap", "scale"):
             if getattr(self, name) is not None:
                 check_positive(self, name)
         if self.num_heads % (self.num_kv_heads or self.num_heads):
@@ -107,6 +111,14 @@ class AttentionConfig(Config):
         if ways("heads") == ways("kv_heads"):
             return (self.num_kv_heads or self.num_heads) // ways("kv_heads")
         return self.num_heads // ways("heads")
+
+    def norm_of_heads(self, rngs: nnx.Rngs, num_heads: int, size: int, axis: str) -> Norm | None:
+        """That of queries or of keys: of each head, or of all `num_heads` at once."""
+        if self.qk_norm is None:
+            return None
+        whole = self.qk_norm_whole
+        shape, axes = ((num_heads, size), (axis, "head_dim")) if whole else ((size,), ("head_dim",))
+        return self.qk_norm.build(rngs, *shape, axes=axes)
 
     def build(self, rngs: nnx.Rngs, width: int, init: Init, num_layers: int) -> "Attention":
         """The layer for inputs of `width`, in a stack of `num_layers`."""
@@ -139,8 +151,8 @@ class Attention(nnx.Module):
         self.value_bias = param(rngs, zeros, (K, H), kv) if config.bias else None
         self.output_bias = param(rngs, zeros, (D,), ("embed",)) if config.output_bias else None
         self.sinks = param(rngs, zeros, (N,), ("heads",)) if config.sinks else None
-        self.query_norm = None if config.qk_norm is None else config.qk_norm.build(rngs, H, "head_dim")
-        self.key_norm = None if config.qk_norm is None else config.qk_norm.build(rngs, H, "head_dim")
+        self.query_norm = config.norm_of_heads(rngs, N, H, "heads")
+        self.key_norm = config.norm_of_heads(rngs, K, H, "kv_heads")
 
     def __call__(
         self, x_BTD: Array, place: Place, cache: Cache | None = None, info: CacheInfo | None = None
@@ -152,6 +164,8 @@ class Attention(nnx.Module):
         v_BTKH = self._project(x_BTD, self.value, self.value_bias)
         if self.query_norm is not None and self.key_norm is not None:
             q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
+        if self.config.clip is not None:
+            q_BTNH, k_BTKH, v_BTKH = (jnp.clip(x, -self.config.clip, self.config.clip) for x in (q_BTNH, k_BTKH, v_BTKH))
         if self.config.rotary is not None:
             q_BTNH = self.config.rotary.rotate(q_BTNH, place.positions_BT)
             k_BTKH = self.config.rotary.rotate(k_BTKH, place.positions_BT)

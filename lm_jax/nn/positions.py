@@ -11,17 +11,21 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import param, weight
 from lm_jax.core.types import Array
 from lm_jax.nn.init import Init
+from lm_jax.nn.rope_scaling import RopeScaling, unscaled
 
 
 @dataclasses.dataclass(kw_only=True)
 class RotaryConfig(Config):
-    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), half-split as in Llama.
+    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864).
 
-    `fraction` of each head turns (the first part of it); the rest is left as it is (GPT-NeoX).
+    `fraction` of each head turns (the first part of it); the rest is left as it is (GPT-NeoX). Pairs are elements i and i + r/2
+    of the r that turn (Llama), or with `interleaved` 2 i and 2 i + 1 (GPT-J, DeepSeek).
     """
 
     base: float = 10_000.0
     fraction: float = 1.0
+    interleaved: bool = False
+    scaling: RopeScaling | None = None
 
     def validate(self) -> None:
         """Raises `ConfigError` for a base of at most 1 or a fraction outside (0, 1]."""
@@ -29,17 +33,22 @@ class RotaryConfig(Config):
             raise ConfigError(f"base={self.base} must be above 1 and fraction={self.fraction} in (0, 1]")
 
     def rotate(self, x_BTNH: Array, positions_BT: Array) -> Array:
-        """Turns the pairs (x[i], x[i + r/2]) by `position * base ** (-2 i / r)`; same shape and dtype.
+        """Turns pair i by `position * base ** (-2 i / r)`, or as `scaling` has it; same shape and dtype.
 
         `positions_BT` is int32 [B, T] or [1, T]. Angles are taken in float32.
         """
         turned = int(x_BTNH.shape[-1] * self.fraction) // 2 * 2
-        frequency = jnp.asarray(self.base ** (-np.arange(0, turned, 2) / turned), jnp.float32)
+        frequency = unscaled(self.base, turned) if self.scaling is None else self.scaling.frequencies(self.base, turned)
+        frequency = jnp.asarray(frequency, jnp.float32)
         angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency[None, None, None, :]
         cos, sin = jnp.cos(angle), jnp.sin(angle)
-        first, second = jnp.split(x_BTNH[..., :turned].astype(jnp.float32), 2, axis=-1)
+        if self.scaling is not None and self.scaling.amplitude != 1.0:
+            cos, sin = cos * self.scaling.amplitude, sin * self.scaling.amplitude
+        x = x_BTNH[..., :turned].astype(jnp.float32)
+        first, second = (x[..., 0::2], x[..., 1::2]) if self.interleaved else jnp.split(x, 2, axis=-1)
         parts = [first * cos - second * sin, second * cos + first * sin]
-        y = jnp.concatenate(parts, axis=-1).astype(x_BTNH.dtype)
+        y = jnp.stack(parts, axis=-1).reshape(x.shape) if self.interleaved else jnp.concatenate(parts, axis=-1)
+        y = y.astype(x_BTNH.dtype)
         return jnp.concatenate([y, x_BTNH[..., turned:]], axis=-1) if turned < x_BTNH.shape[-1] else y
 
 

@@ -19,6 +19,7 @@ from lm_jax.nn.linear import project
 from lm_jax.nn.mlp import ACTIVATIONS, MLPConfig
 from lm_jax.nn.norm import NormConfig
 from lm_jax.nn.positions import PositionTableConfig, RotaryConfig, sinusoids
+from lm_jax.nn.rope_scaling import LinearRope, Llama3Rope, NTKRope, YarnRope
 from lm_jax.nn.stack import REMAT, StackConfig
 from tests.models_for_tests import LOUD
 
@@ -48,6 +49,13 @@ def test_norms_equal_numpy(kind, bias):
     centred = x - x.mean(-1, keepdims=True) if kind == "layer" else x
     y = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-3) * np.asarray(norm.scale)
     y += np.asarray(norm.bias) if bias else 0
+    np.testing.assert_allclose(norm(x.astype(np.float32)), y, atol=1e-4)
+
+
+def test_a_zero_centred_norm_over_several_dimensions():
+    norm = perturb(NormConfig(zero_centered=True).build(rngs(), 4, 16, axes=("heads", "head_dim")))
+    x = RNG.normal(size=(2, 3, 4, 16))
+    y = x / np.sqrt((x**2).mean((-2, -1), keepdims=True) + 1e-6) * (1 + np.asarray(norm.scale))
     np.testing.assert_allclose(norm(x.astype(np.float32)), y, atol=1e-4)
 
 
@@ -86,6 +94,45 @@ def test_rotary_turns_pairs_by_the_angle_of_their_position():
     np.testing.assert_allclose(rotary.rotate(x, positions), expected, atol=1e-5)
 
 
+def test_interleaved_rotary_turns_neighbours():
+    x, positions = RNG.normal(size=(1, 7, 3, 8)).astype(np.float32), np.array([[0, 1, 5, 9, 2, 3, 4]], np.int32)
+    z = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * positions[0][None, :, None, None] * 100.0 ** (-2 * np.arange(4) / 8))
+    got = RotaryConfig(base=100.0, interleaved=True).rotate(x, positions)
+    np.testing.assert_allclose(got[..., 0::2], z.real, atol=1e-5)
+    np.testing.assert_allclose(got[..., 1::2], z.imag, atol=1e-5)
+
+
+def test_scaled_frequencies_equal_their_papers():
+    base, size, length, factor = 10_000.0, 64, 2048, 8.0
+    plain = [base ** (-2 * i / size) for i in range(size // 2)]
+
+    def blend(weight_of_kept):
+        return [f * w + f / factor * (1 - w) for f, w in zip(plain, map(weight_of_kept, range(size // 2)), strict=True)]
+
+    def by_turns(i):  # Llama 3.1
+        wavelength = 2 * math.pi / plain[i]
+        return 1.0 if wavelength < length / 4 else 0.0 if wavelength > length else (length / wavelength - 1) / 3
+
+    def by_number(i):  # YaRN, equations 17 to 20, by the number of the pair
+        low, high = (size * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base)) for turns in (32, 1))
+        return 1 - min(max((i - math.floor(low)) / (math.ceil(high) - math.floor(low)), 0), 1)
+
+    cases = [
+        (LinearRope(factor=factor), [f / factor for f in plain]),
+        (NTKRope(factor=factor), [(base * factor ** (size / (size - 2))) ** (-2 * i / size) for i in range(size // 2)]),
+        (Llama3Rope(factor=factor, length=length), blend(by_turns)),
+        (YarnRope(factor=factor, length=length), blend(by_number)),
+    ]
+    for scaling, expected in cases:
+        np.testing.assert_allclose(scaling.frequencies(base, size), expected, rtol=1e-12, err_msg=str(scaling))
+    amplitudes = [0.1 * math.log(factor) + 1, 1.25]
+    assert [YarnRope(factor=factor, attention=a).amplitude for a in (None, 1.25)] == pytest.approx(amplitudes)
+    x, positions = jnp.asarray(X[:, :, None, :]), PLACE.positions_BT
+    turned = [RotaryConfig(scaling=YarnRope(factor=1.0, attention=a)).rotate(x, positions) for a in (1.0, 2.0)]
+    np.testing.assert_allclose(turned[1], 2 * turned[0], rtol=1e-6)
+    np.testing.assert_allclose(turned[0], RotaryConfig().rotate(x, positions), atol=1e-5)
+
+
 def test_rotary_scores_depend_on_the_distance_only():
     q, k = RNG.normal(size=(2, 1, 7, 1, 8)).astype(np.float32)
 
@@ -113,6 +160,7 @@ def test_activations_equal_their_formulas():
     expected = {
         "gelu": x * (1 + erf) / 2,
         "gelu_tanh": x * (1 + tanh) / 2,
+        "gelu_quick": x / (1 + np.exp(-1.702 * x)),
         "silu": x / (1 + np.exp(-x)),
         "relu": np.maximum(x, 0),
         "relu_squared": np.maximum(x, 0) ** 2,
@@ -130,22 +178,33 @@ def test_mlp_equals_numpy(gated):
     np.testing.assert_allclose(mlp(X, PLACE)[0], hidden @ np.asarray(mlp.down) + np.asarray(mlp.down_bias), rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("placement", ["pre", "post", "sandwich"])
+@pytest.mark.parametrize("placement", ["pre", "post", "sandwich", "branch"])
 def test_placement_of_the_norms(placement):
-    config = BlockConfig(mixer=AttentionConfig(num_heads=2), feed_forward=MLPConfig(hidden=24), placement=placement)
-    block = perturb(config.build(rngs(), 16, LOUD, 1))
+    layers = {"mixer": AttentionConfig(num_heads=2), "feed_forward": MLPConfig(hidden=24)}
+    block = perturb(BlockConfig(**layers, placement=placement, residual_scale=0.5).build(rngs(), 16, LOUD, 1))
     x = jnp.asarray(X)
     for f, before, after in (
         (lambda h: block.mixer(h, PLACE)[0], block.mixer_norm, block.mixer_post_norm),
         (lambda h: block.feed_forward(h, PLACE)[0], block.feed_forward_norm, block.feed_forward_post_norm),
     ):
         if placement == "pre":
-            x = x + f(before(x))
+            x = x + 0.5 * f(before(x))
         elif placement == "post":
-            x = after(x + f(x))
+            x = after(x + 0.5 * f(x))
+        elif placement == "branch":
+            x = x + 0.5 * after(f(x))
         else:
-            x = x + after(f(before(x)))
+            x = x + 0.5 * after(f(before(x)))
     np.testing.assert_allclose(block(X, PLACE, None, None, None)[0], x, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_parallel_layers_read_the_same_input(shared):
+    layers = {"mixer": AttentionConfig(num_heads=2), "feed_forward": MLPConfig(hidden=24)}
+    block = perturb(BlockConfig(**layers, parallel=True, shared_norm=shared).build(rngs(), 16, LOUD, 1))
+    second = block.mixer_norm if shared else block.feed_forward_norm
+    expected = X + block.mixer(block.mixer_norm(X), PLACE)[0] + block.feed_forward(second(X), PLACE)[0]
+    np.testing.assert_allclose(block(X, PLACE, None, None, None)[0], expected, rtol=1e-4, atol=1e-3)
 
 
 def test_dropout_keeps_the_mean():
@@ -215,6 +274,12 @@ def test_unrolling_and_recomputation_change_no_gradient(change):
         RotaryConfig(fraction=0.0),
         BlockConfig(placement="middle"),
         BlockConfig(dropout=1.0),
+        BlockConfig(placement="post", parallel=True),
+        BlockConfig(shared_norm=True),
+        LinearRope(factor=0.5),
+        Llama3Rope(low=4.0),
+        YarnRope(fast=1.0),
+        AttentionConfig(clip=0.0),
         StackConfig(pattern=()),
         StackConfig(remat="some"),
         AttentionConfig(num_heads=4, num_kv_heads=3),
