@@ -68,6 +68,7 @@ class MLP(nnx.Module):
         self.gate = param(rngs, init.linear(D), (D, F), ("embed", "mlp")) if config.gated else None
         self.down = param(rngs, init.output(F, num_layers), (F, D), ("mlp", "embed"))
         self.up_bias = param(rngs, zeros, (F,), ("mlp",)) if config.bias else None
+        self.gate_bias = param(rngs, zeros, (F,), ("mlp",)) if config.gated and config.bias else None
         self.down_bias = param(rngs, zeros, (D,), ("embed",)) if config.bias else None
 
     def __call__(self, x_BTD: Array, place: Place) -> tuple[Array, Aux]:
@@ -77,7 +78,13 @@ class MLP(nnx.Module):
         h_BTF = project("BTD,DF->BTF", x_BTD, self.up)
         if self.up_bias is not None:
             h_BTF = h_BTF + weight(self.up_bias, h_BTF)[None, None, :]
-        h_BTF = act(h_BTF) if self.gate is None else act(project("BTD,DF->BTF", x_BTD, self.gate)) * h_BTF
+        if self.gate is None:
+            h_BTF = act(h_BTF)
+        else:
+            gate_BTF = project("BTD,DF->BTF", x_BTD, self.gate)
+            if self.gate_bias is not None:
+                gate_BTF = gate_BTF + weight(self.gate_bias, gate_BTF)[None, None, :]
+            h_BTF = act(gate_BTF) * h_BTF
         y_BTD = sum_into(project("BTF,FD->BTD", h_BTF, self.down), "mlp", 1, "residual")
         if self.down_bias is not None:
             y_BTD = y_BTD + weight(self.down_bias, y_BTD)[None, None, :]

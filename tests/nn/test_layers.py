@@ -174,7 +174,7 @@ def test_activations_equal_their_formulas():
 def test_mlp_equals_numpy(gated):
     mlp = perturb(MLPConfig(hidden=24, activation="relu", gated=gated, bias=True).build(rngs(), 16, LOUD, 1))
     up = X @ np.asarray(mlp.up) + np.asarray(mlp.up_bias)
-    hidden = np.maximum(X @ np.asarray(mlp.gate), 0) * up if gated else np.maximum(up, 0)
+    hidden = np.maximum(X @ np.asarray(mlp.gate) + np.asarray(mlp.gate_bias), 0) * up if gated else np.maximum(up, 0)
     np.testing.assert_allclose(mlp(X, PLACE)[0], hidden @ np.asarray(mlp.down) + np.asarray(mlp.down_bias), rtol=1e-4, atol=1e-3)
 
 

@@ -1,0 +1,182 @@
+"""Weights of Hugging Face files as parameters on any mesh, and back, a piece at a time."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lm_jax.core.config import diff
+from lm_jax.core.errors import ConfigError, DataError
+from lm_jax.core.param import Params
+from lm_jax.interop.architectures import ARCHITECTURES, Architecture
+from lm_jax.interop.knobs import Knobs
+from lm_jax.interop.names import Piece, pieces, stored_shape
+from lm_jax.interop.safetensors import Tensor, Tensors
+from lm_jax.models.decoder import DecoderConfig
+from lm_jax.nn.init import Init
+
+
+def read_model(folder: Path) -> tuple[Architecture, DecoderConfig, dict[str, Any]]:
+    """(architecture, model, the fields) of a directory's config.json.
+
+    Raises `DataError` for a file that is no JSON object, an architecture that is not known (the known ones are listed), and a
+    knob that lm_jax does not have.
+    """
+    path = folder / "config.json"
+    try:
+        fields = json.loads(path.read_text())
+        kind = fields.get("model_type")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{path} is no JSON object: {error}") from error
+    if kind not in ARCHITECTURES:
+        raise DataError(f"{path}: model_type={kind!r} is not known; these are: {', '.join(ARCHITECTURES)}")
+    knobs = Knobs(fields)
+    model = ARCHITECTURES[kind].read(knobs)
+    knobs.finish()
+    return ARCHITECTURES[kind], model, fields
+
+
+def write_model(model: DecoderConfig, model_type: str | None = None) -> tuple[Architecture, dict[str, Any]]:
+    """(architecture, fields of config.json) of a model: of `model_type`, or of the first architecture that can say it.
+
+    Raises `ConfigError`, with what differs, where it (or none) can.
+    """
+    if model_type is not None and model_type not in ARCHITECTURES:
+        raise ConfigError(f"architecture {model_type!r} is not known; these are: {', '.join(ARCHITECTURES)}")
+    problems = []
+    for architecture in ARCHITECTURES.values() if model_type is None else [ARCHITECTURES[model_type]]:
+        try:
+            fields = architecture.write(model)
+            knobs = Knobs(fields)
+            again = architecture.read(knobs)
+            knobs.finish()
+        except (AttributeError, KeyError, TypeError, DataError, ConfigError) as error:
+            problems.append(f"{architecture.model_type}: {error}")
+            continue
+        differing = diff(_essence(again), _essence(model))
+        if not differing:
+            tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))  # else those of the class's defaults
+            kind = {"model_type": architecture.model_type, "architectures": [architecture.class_name]}
+            return architecture, tokens | fields | kind
+        problems.append(f"{architecture.model_type}: {'; '.join(differing[:3])}")
+    raise ConfigError("config.json of Hugging Face cannot describe this model: " + " | ".join(problems))
+
+
+def _essence(model: DecoderConfig) -> DecoderConfig:
+    """The model without what changes no logit at evaluation, written in one way."""
+    pattern = []
+    for block in model.stack.pattern:
+        mixer = block.mixer
+        plain = {"head_dim": mixer.size(model.width), "num_kv_heads": mixer.num_kv_heads or mixer.num_heads}
+        scale = round(mixer.scale or plain["head_dim"] ** -0.5, 9)
+        mixer = dataclasses.replace(mixer, **plain, scale=scale, implementation="auto")
+        feed_forward = block.feed_forward
+        if hasattr(feed_forward, "router"):
+            router = dataclasses.replace(feed_forward.router, load_balance=0.0, z_loss=0.0, balance_over="batch")
+            bounds = {"capacity_factor": None, "room": None, "implementation": "auto"}
+            feed_forward = dataclasses.replace(feed_forward, router=router, **bounds)
+        pattern.append(dataclasses.replace(block, mixer=mixer, feed_forward=feed_forward, dropout=0.0))
+    stack = dataclasses.replace(model.stack, pattern=tuple(pattern), rounds=1, unroll=1, remat="none")
+    embedding = dataclasses.replace(model.embedding, dropout=0.0)
+    return dataclasses.replace(model, stack=stack, embedding=embedding, init=Init(), dtype="float32")
+
+
+def load(architecture: Architecture, model: DecoderConfig, shapes: Params, tensors: Tensors) -> Params:
+    """The parameters of `shapes` (arrays' shapes, dtypes and shardings, or None for one device), read from the tensors.
+
+    Every device's shard is read by itself: beyond the shards, only pages of the files are in memory. Raises `DataError` for
+    a tensor that is missing, too many or of another shape, before anything is allocated.
+    """
+    flat = _flatten(shapes)
+    groups = list(pieces(model, {path: x.shape for path, x in flat.items()}, architecture.outer, architecture.block))
+    names = _actual_names(architecture, groups, tensors)
+    _check(architecture, groups, names, tensors)
+    by_path: dict[str, list[tuple[Piece, str]]] = {}
+    for group in groups:
+        for piece in group:
+            by_path.setdefault("/".join(piece.path), []).append((piece, names[piece.tensor]))
+    loaded = {path: _array(x, by_path[path], tensors) for path, x in flat.items()}
+    return _unflatten(loaded)
+
+
+def _array(like: Any, parts: list[tuple[Piece, str]], tensors: Tensors) -> jax.Array:
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        bounds = [range(*cut.indices(size)) for cut, size in zip(index, like.shape, strict=True)]
+        values = np.empty([len(bound) for bound in bounds], like.dtype)
+        for piece, tensor in parts:
+            if all(i in bound for i, bound in zip(piece.index, bounds, strict=False)):
+                at = tuple(i - bound.start for i, bound in zip(piece.index, bounds, strict=False))
+                values[at] = _stored(piece, tensors[tensor])[index[len(at) :]]
+        return values
+
+    if like.sharding is None or isinstance(like.sharding.mesh, jax.sharding.AbstractMesh):
+        return jax.numpy.asarray(shard((slice(None),) * len(like.shape)))
+    return jax.make_array_from_callback(like.shape, like.sharding, shard)
+
+
+def _stored(piece: Piece, tensor: np.ndarray) -> np.ndarray:
+    along, length = piece.name.along, piece.name.stored_shape(piece.shape)[piece.name.along]
+    cut = (slice(None),) * along + (slice(piece.start, piece.start + length),)
+    return piece.name.load(tensor[cut], piece.shape)
+
+
+def _actual_names(architecture: Architecture, groups: list[list[Piece]], tensors: Tensors) -> dict[str, str]:
+    """Files of a bare model (without a head) leave out the prefix of the names."""
+    wanted = [group[0].tensor for group in groups]
+    bare = not any(name.startswith(architecture.prefix) for name in tensors)
+    return {name: name.removeprefix(architecture.prefix) if bare else name for name in wanted}
+
+
+def _check(architecture: Architecture, groups: list[list[Piece]], names: dict[str, str], tensors: Tensors) -> None:
+    problems = []
+    for group in groups:
+        name, shape = names[group[0].tensor], stored_shape(group)
+        if name not in tensors:
+            problems.append(f"{name} {shape} is missing")
+        elif tensors.shape(name) != shape:
+            problems.append(f"{name} is {tensors.shape(name)}, not {shape}")
+    # A tied head may be stored beside the embedding that it is.
+    known = {*names.values(), "lm_head.weight"}
+    for name in tensors:
+        if name not in known and not name.endswith(architecture.ignored):
+            problems.append(f"{name} {tensors.shape(name)} is too many")
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise DataError(f"the tensors are not those of config.json ({architecture.model_type}): {'; '.join(problems[:5])}{more}")
+
+
+def stored(architecture: Architecture, model: DecoderConfig, params: Params, dtype: Any) -> Iterator[Tensor]:
+    """The tensors of a model in `dtype`, in the order of its layers; each is taken from the devices when it is read."""
+    flat = _flatten(params)
+    groups = pieces(model, {path: x.shape for path, x in flat.items()}, architecture.outer, architecture.block)
+
+    def read(group: list[Piece]) -> np.ndarray:
+        parts = [piece.name.store(np.asarray(flat["/".join(piece.path)][piece.index]).astype(dtype)) for piece in group]
+        return np.concatenate(parts, axis=group[0].name.along) if len(parts) > 1 else parts[0]
+
+    for group in groups:
+        yield Tensor(group[0].tensor, stored_shape(group), dtype, lambda group=group: read(group))
+
+
+def _flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _unflatten(flat: dict[str, Any]) -> Params:
+    tree: Params = {}
+    for path, value in flat.items():
+        *above, name = path.split("/")
+        node = tree
+        for part in above:
+            node = node.setdefault(part, {})
+        node[name] = value
+    return tree

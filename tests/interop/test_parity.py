@@ -1,0 +1,78 @@
+"""Every architecture against `transformers`: logits, greedy tokens, and the way back, on random models drawn anew."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from lm_jax.core.param import split
+from lm_jax.infer.generate import generate
+from lm_jax.infer.sampling import SamplingConfig
+from lm_jax.interop.architectures import ARCHITECTURES
+from lm_jax.interop.safetensors import Tensors, write
+from lm_jax.interop.weights import load, read_model, stored, write_model
+from tests.models_for_tests import logits
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+def imported(folder):
+    architecture, model, _ = read_model(folder)
+    graph, shapes = split(jax.eval_shape(model.build, jax.random.key(0)))
+    return architecture, model, graph, load(architecture, model, shapes, Tensors(folder))
+
+
+def theirs(model, tokens, **more):
+    with torch.no_grad():
+        more = {name: torch.tensor(value, dtype=torch.long) for name, value in more.items()}
+        return model(torch.tensor(tokens, dtype=torch.long), **more).logits.numpy()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_import_and_export(kind, seed, tmp_path):
+    from tests.interop.random_models import random_model
+
+    model = random_model(kind, seed)
+    model.save_pretrained(tmp_path / "theirs", max_shard_size="20KB" if seed else "5GB")
+    _, config, graph, params = imported(tmp_path / "theirs")
+    ours = nnx.merge(graph, params)
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(3, config.vocab_size, (3, 24)).astype(np.int32)
+    np.testing.assert_allclose(logits(ours, tokens), theirs(model, tokens), atol=1e-5, rtol=1e-5)
+
+    real = np.ones((3, 24), np.int32)
+    real[0, :7] = real[1, 19:] = 0  # left and right padding
+    positions = np.maximum(np.cumsum(real, axis=1) - 1, 0).astype(np.int32)
+    got = logits(ours, tokens, segments=real, positions=positions)
+    expected = theirs(model, tokens, attention_mask=real, position_ids=positions)
+    np.testing.assert_allclose(got[real > 0], expected[real > 0], atol=1e-5, rtol=1e-5)
+
+    segments = np.where(np.arange(24) < 9, 1, 2)[None].astype(np.int32)
+    positions = np.concatenate([np.arange(9), np.arange(15)])[None].astype(np.int32)
+    packed = logits(ours, tokens[:1], segments=segments, positions=positions)
+    alone = [theirs(model, tokens[:1, :9]), theirs(model, tokens[:1, 9:])]
+    np.testing.assert_allclose(packed, np.concatenate(alone, axis=1), atol=1e-5, rtol=1e-5)
+
+    prompts = [tokens[0, :9].tolist(), tokens[1, :4].tolist()]
+    new = generate(graph, params, prompts, max_tokens=8, sampling=SamplingConfig(temperature=0.0))
+    for prompt, (ids,) in zip(prompts, new, strict=True):
+        for expected_id in ids:
+            assert expected_id == int(theirs(model, [prompt])[0, -1].argmax())
+            prompt = [*prompt, expected_id]
+
+    (tmp_path / "ours").mkdir()
+    again, fields = write_model(config, kind)
+    write(tmp_path / "ours", stored(again, config, params, np.float32), 10_000)
+    before, after = Tensors(tmp_path / "theirs"), Tensors(tmp_path / "ours")
+    assert set(before) == set(after)
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name], err_msg=name)
+    (tmp_path / "ours" / "config.json").write_text(json.dumps(fields))
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    assert type(back) is type(model)
+    np.testing.assert_allclose(theirs(back, tokens), theirs(model, tokens), atol=1e-6, rtol=1e-6)
