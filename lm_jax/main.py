@@ -46,7 +46,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable]]:
         commands[name] = run
         return sub
 
-    add("train", _train, "train, or continue a run", config=True, workdir=True)
+    add("train", _train, "train, or continue a run (which needs no --config)", config=True, workdir=True)
     sub = add("eval", _eval, "evaluate a checkpoint on the run's evals", workdir=True)
     sub.add_argument("--step", type=int, help="which checkpoint; the newest good one by default")
     sub.add_argument("--split", help="the split to read instead of the evals of the run's config")
@@ -64,6 +64,15 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable]]:
     sub = add("data", _data, "audit every token, or show the documents of a step", config=True)
     sub.add_argument("what", choices=("audit", "show"))
     sub.add_argument("--step", type=int, default=0, help="for show: which step's batch")
+    sub = add("import", _import, "make a run from a directory of Hugging Face", config=True, workdir=True)
+    sub.add_argument("--from", dest="folder", type=Path, required=True, help="holds config.json and safetensors")
+    sub.add_argument("--tokenizer", type=Path, help="a tokenizer.json or SentencePiece model; by default that of the directory")
+    sub = add("export", _export, "write a checkpoint as a directory that transformers loads", workdir=True)
+    sub.add_argument("--to", dest="folder", type=Path, required=True, help="the directory to make")
+    sub.add_argument("--step", type=int, help="which checkpoint; the newest good one by default")
+    sub.add_argument("--architecture", help="such as llama; by default the one it came from, or the first that can say the model")
+    sub.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    sub.add_argument("--shard_size", type=float, default=5.0, help="GB a file at most")
     add("report", _report, "write the run's report.html", workdir=True)
     add("doctor", _doctor, "print versions and devices, and what is wrong with the installation")
     sub = add("plan", _plan, "what an experiment needs on a mesh, without the devices", config=True)
@@ -80,9 +89,13 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable]]:
 
 def _train(options: argparse.Namespace, configs: list[str]) -> int:
     from lm_jax.config import load_experiment
+    from lm_jax.train.rundir import read_config
     from lm_jax.train.trainer import NotFiniteError
 
-    experiment = load_experiment(configs)
+    if configs or not (options.workdir / "config.json").is_file():
+        experiment = load_experiment(configs)
+    else:
+        experiment = read_config(options.workdir)
     _quiet()
     import jax
 
@@ -161,6 +174,27 @@ def _data(options: argparse.Namespace, configs: list[str]) -> int:
     data = load_experiment(configs).data.prepare()
     for line in audit(data) if options.what == "audit" else show(data, options.step):
         print(line)
+    return 0
+
+
+def _import(options: argparse.Namespace, configs: list[str]) -> int:
+    _quiet()
+    from lm_jax.config import load_experiment
+    from lm_jax.exchange import import_run
+
+    like = load_experiment(configs) if configs else None
+    print(import_run(options.folder, options.workdir, like, options.tokenizer))
+    return 0
+
+
+def _export(options: argparse.Namespace, configs: list[str]) -> int:
+    _no_config(configs)
+    _quiet()
+    from lm_jax.exchange import export_run
+
+    size = int(options.shard_size * 1e9)
+    chosen = {"step": options.step, "architecture": options.architecture, "dtype": options.dtype, "shard_bytes": size}
+    print(export_run(options.workdir, options.folder, **chosen))
     return 0
 
 

@@ -175,7 +175,7 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
 
 def _check_same_data(saved: dict[str, Any], record: dict[str, Any], workdir: Path) -> None:
     for name, what in (("tokenizer", "tokenizer"), ("data", "training data")):
-        if saved[name] != record[name]:
+        if saved[name] is not None and saved[name] != record[name]:  # an import knows no data yet
             raise ConfigError(
                 f"the {what} differs from that of the checkpoint in {workdir}: its source has changed since the run began; "
                 "restore the source or start a new run in another --workdir"

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from lm_jax.core.config import diff
 from lm_jax.core.errors import ConfigError, DataError
@@ -87,8 +88,8 @@ def _essence(model: DecoderConfig) -> DecoderConfig:
     return dataclasses.replace(model, stack=stack, embedding=embedding, init=Init(), dtype="float32")
 
 
-def load(architecture: Architecture, model: DecoderConfig, shapes: Params, tensors: Tensors) -> Params:
-    """The parameters of `shapes` (arrays' shapes, dtypes and shardings, or None for one device), read from the tensors.
+def load(architecture: Architecture, model: DecoderConfig, shapes: Params, tensors: Tensors, mesh: Mesh | None = None) -> Params:
+    """The parameters of `shapes`, read from the tensors: with their shardings on `mesh`, or on one device without.
 
     Every device's shard is read by itself: beyond the shards, only pages of the files are in memory. Raises `DataError` for
     a tensor that is missing, too many or of another shape, before anything is allocated.
@@ -101,11 +102,11 @@ def load(architecture: Architecture, model: DecoderConfig, shapes: Params, tenso
     for group in groups:
         for piece in group:
             by_path.setdefault("/".join(piece.path), []).append((piece, names[piece.tensor]))
-    loaded = {path: _array(x, by_path[path], tensors) for path, x in flat.items()}
+    loaded = {path: _array(x, by_path[path], tensors, mesh) for path, x in flat.items()}
     return _unflatten(loaded)
 
 
-def _array(like: Any, parts: list[tuple[Piece, str]], tensors: Tensors) -> jax.Array:
+def _array(like: Any, parts: list[tuple[Piece, str]], tensors: Tensors, mesh: Mesh | None) -> jax.Array:
     def shard(index: tuple[slice, ...]) -> np.ndarray:
         bounds = [range(*cut.indices(size)) for cut, size in zip(index, like.shape, strict=True)]
         values = np.empty([len(bound) for bound in bounds], like.dtype)
@@ -115,9 +116,9 @@ def _array(like: Any, parts: list[tuple[Piece, str]], tensors: Tensors) -> jax.A
                 values[at] = _stored(piece, tensors[tensor])[index[len(at) :]]
         return values
 
-    if like.sharding is None or isinstance(like.sharding.mesh, jax.sharding.AbstractMesh):
+    if mesh is None:
         return jax.numpy.asarray(shard((slice(None),) * len(like.shape)))
-    return jax.make_array_from_callback(like.shape, like.sharding, shard)
+    return jax.make_array_from_callback(like.shape, NamedSharding(mesh, like.sharding.spec), shard)
 
 
 def _stored(piece: Piece, tensor: np.ndarray) -> np.ndarray:
