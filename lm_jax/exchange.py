@@ -16,6 +16,7 @@ from lm_jax.config import Experiment
 from lm_jax.core.config import to_json, validate_tree
 from lm_jax.core.errors import ConfigError, DataError, StorageError
 from lm_jax.core.files import write_json
+from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import Params
 from lm_jax.core.sharding import use_mesh
 from lm_jax.data.sources import TextFiles
@@ -39,7 +40,6 @@ from lm_jax.train.checkpoint import Checkpoints
 from lm_jax.train.lock import RunLock
 from lm_jax.train.logging import MetricsLog
 from lm_jax.train.rundir import claim_config, versions
-from lm_jax.train.step import TrainState, init_state
 
 KEPT = "huggingface"  # the folder of a run that holds the files beside the weights, for the way back
 FILES = (
@@ -84,20 +84,19 @@ def import_run(folder: Path, workdir: Path, like: Experiment | None = None, toke
             raise DataError(f"the tokenizer has {trained.vocab_size} tokens, but the embedding of {folder} {model.vocab_size}")
         with RunLock(workdir, enabled=jax.process_index() == 0):
             claim_config(workdir, experiment)
-            state = jax.jit(functools.partial(init_state, optimizer=parts.optimizer, config=experiment.step))(params)
             software = versions()
             write_json(workdir / "versions.json", software)
             message = f"{parts.num_params:,} parameters of {architecture.model_type} from {folder}"
             with MetricsLog(workdir, 0, experiment.train.num_steps, enabled=jax.process_index() == 0) as log:
                 log.event(0, "start", message, num_params=parts.num_params)
-            _save(workdir, experiment, state, trained, software, dict(mesh.shape))
+            _save(workdir, experiment, params, trained, software, dict(mesh.shape))
     return message
 
 
-def _save(workdir: Path, experiment: Experiment, state: TrainState, tokenizer: Tokenizer, software: Any, mesh: Any) -> None:
+def _save(workdir: Path, experiment: Experiment, params: Params, tokenizer: Tokenizer, software: Any, mesh: Any) -> None:
     record = {"config": to_json(experiment), "tokenizer": tokenizer.to_json(), "data": None, "versions": software, "mesh": mesh}
     with Checkpoints(workdir / "checkpoints", experiment.checkpoint) as checkpoints:
-        checkpoints.save(0, state, record | {"progress": {}}, {})
+        checkpoints.save(0, {"params": params}, record | {"progress": {}, "holds": ["params"]}, {})
 
 
 def _replaced(like: Experiment, model: DecoderConfig, tokenizer: TokenizerConfig) -> Experiment:
@@ -113,7 +112,8 @@ def _experiment(workdir: Path, model: DecoderConfig, fields: dict[str, Any], tok
     corpus = Corpus(name="text", source=TextFiles(paths=(f"{workdir.resolve() / TEXT}/*.txt",)))
     length = min(fields.get("max_position_embeddings") or fields.get("n_positions") or LENGTH, LENGTH)
     data = TextData(corpora=(corpus,), tokenizer=tokenizer, length=length)
-    return Experiment(data=data, model=model, optimizer=AdamW(), samples=None)
+    mesh = MeshShape(dp=1, fsdp=-1)
+    return Experiment(data=data, model=model, optimizer=AdamW(), mesh=mesh, samples=None)
 
 
 def _companions(folder: Path, tokenizer: Path | None) -> list[tuple[Path, str]]:

@@ -45,6 +45,7 @@ from lm_jax.train.checkpoint import Checkpoints
 from lm_jax.train.lock import RunLock
 from lm_jax.train.logging import MetricsLog, read_metrics
 from lm_jax.train.rundir import claim_config, read_config, versions
+from lm_jax.train.step import TrainState, init_state
 from lm_jax.train.trainer import Scheduled, Trainer
 
 
@@ -147,7 +148,7 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             if schedule is not None:
                 log.event(0, "pipeline", str(schedule), bubble_share=schedule.bubble_share)
         else:
-            step, state = checkpoints.restore(like=abstract_state(experiment, parts, mesh))
+            step, state = _restore(experiment, parts, mesh, checkpoints)
             saved = checkpoints.record(step)
             _check_same_data(saved, record, workdir)
             progress = saved["progress"]
@@ -171,6 +172,16 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             peak_flops=_total_peak(mesh),
         )
         return trainer.run(state, dropout_key, progress)
+
+
+def _restore(experiment: Experiment, parts: Parts, mesh: Mesh, checkpoints: Checkpoints) -> tuple[int, TrainState]:
+    """The newest good checkpoint; where it holds parameters only (an import), with the optimizer's state before its first step."""
+    whole = abstract_state(experiment, parts, mesh)
+    step, state = checkpoints.restore(like=lambda record: {"params": whole.params} if "holds" in record else whole)
+    if isinstance(state, TrainState):
+        return step, state
+    begin = functools.partial(init_state, optimizer=parts.optimizer, config=experiment.step)
+    return step, jax.jit(begin)(state["params"])
 
 
 def _check_same_data(saved: dict[str, Any], record: dict[str, Any], workdir: Path) -> None:
@@ -304,9 +315,10 @@ def load(workdir: Path, step: int | None = None) -> Trained:
     parts = build(experiment)
     with Checkpoints(workdir / "checkpoints", experiment.checkpoint, read_only=True) as checkpoints:
         name = "params" if experiment.step.ema_decay is None else "ema"
-        step, state = checkpoints.restore(step, like={name: parts.shapes}, partial=True)
+        like = lambda record: {"params" if "holds" in record else name: parts.shapes}  # noqa: E731
+        step, state = checkpoints.restore(step, like=like, partial=True)
         tokenizer = Tokenizer.from_json(checkpoints.record(step)["tokenizer"])
-    params = jax.tree.map(jnp.asarray, state[name])
+    (params,) = (jax.tree.map(jnp.asarray, value) for value in state.values())
     return Trained(experiment, step, parts.graph, params, tokenizer)
 
 

@@ -179,7 +179,8 @@ class Checkpoints:
         """(step, state) of the checkpoint of `step`, or of the newest one that is good in every bit.
 
         `like` is a pytree of ShapeDtypeStructs: arrays come back in its structure, on the shardings that it names (any
-        mesh), or as NumPy arrays where it names none. None: all of it, as nested dicts and lists of NumPy arrays. With
+        mesh), or as NumPy arrays where it names none; or a function that gives it for the record of the checkpoint that is
+        good. None: all of it, as nested dicts and lists of NumPy arrays. With
         `partial` it may name a part of the state only. Raises `StorageError` when there is no good checkpoint, or its arrays
         are not those of `like`.
         """
@@ -187,7 +188,7 @@ class Checkpoints:
         for candidate in candidates:
             problems = self.verify(candidate)
             if not problems:
-                return candidate, self._read(candidate, like, partial)
+                return candidate, self._read(candidate, like(self.record(candidate)) if callable(like) else like, partial)
             self._on_corrupt(candidate, f"checkpoint of step {candidate} is corrupt: {problems[0]}")
             if step is not None:
                 there = f"; there are {self.steps()}" if "missing" in problems[0] else ""
