@@ -2,11 +2,12 @@
 
     python -m benchmarks.interop [--layers=16] [--devices=8]
 
-Writes a random Llama (1.2 billion parameters with 16 layers, bfloat16 or float32 by --dtype) to a temporary directory, then, each
+Writes a random Llama (1.2 billion parameters with 16 layers, float32) to a temporary directory, then, each
 in a process of its own: a copy of the files, the import onto pretended CPU devices, the export. Needs five times the model on disk.
 """
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -81,14 +82,16 @@ def part(options: argparse.Namespace) -> None:
         architecture = ARCHITECTURES["llama"]
         model = architecture.read(Knobs(fields))
         _, shapes = split(jax.eval_shape(model.build, jax.random.key(0)))
-        zeros = jax.tree.map(lambda x: np.broadcast_to(np.float32(0.01), x.shape), shapes)
         theirs.mkdir()
         (theirs / "config.json").write_text(json.dumps(fields))
         vocab = {"<s>": 1, "</s>": 2, "<unk>": 0}
         added = [{"id": i, "content": t, "special": True, **FLAGS} for t, i in vocab.items()]
         tokenizer = {"version": "1.0", "added_tokens": added, "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}}
         (theirs / "tokenizer.json").write_text(json.dumps(tokenizer))
-        files = write(theirs, stored(architecture, model, zeros, np.float32), 2 * 10**9)
+        rng, nothing = np.random.default_rng(0), jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), shapes)
+        draw = lambda tensor: 0.02 * rng.standard_normal(tensor.shape, np.float32)  # noqa: E731
+        tensors = (t._replace(read=functools.partial(draw, t)) for t in stored(architecture, model, nothing, np.float32))
+        files = write(theirs, tensors, 2 * 10**9)
         print(json.dumps({"bytes": sum(path.stat().st_size for path in files)}))
         return
     before, start = _peak(), time.perf_counter()

@@ -17,7 +17,7 @@ from lm_jax.core.config import to_json, validate_tree
 from lm_jax.core.errors import ConfigError, DataError, StorageError
 from lm_jax.core.files import write_json
 from lm_jax.core.mesh import MeshShape
-from lm_jax.core.param import Params
+from lm_jax.core.param import Params, split
 from lm_jax.core.sharding import use_mesh
 from lm_jax.data.sources import TextFiles
 from lm_jax.data.store import Corpus
@@ -184,6 +184,7 @@ def export_run(workdir: Path, folder: Path, *, step: int | None, architecture: s
     before = {"max_position_embeddings": trained.experiment.data.length} | _json(kept / "config.json")
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
     fields |= {name: before[name] for name in names if name in before}
+    logits, number = _logits(model, trained.graph, trained.params), trained.step
     temporary = folder.parent / f".tmp-{folder.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -193,11 +194,12 @@ def export_run(workdir: Path, folder: Path, *, step: int | None, architecture: s
         said = _write_companions(kept, temporary, trained.tokenizer)
     except OSError as error:
         raise StorageError(f"{temporary} cannot be written: {error.strerror}") from error
-    worst = _compare(temporary, model, trained.graph, trained.params)
+    del trained  # so that only one of the two models is in memory
+    worst = _difference(_logits(model, *_read_again(temporary)), logits)
     if not worst <= TOLERANCES[dtype]:
         raise StorageError(f"{temporary} gives other logits than the run, by {worst:.1e} of the largest; nothing was exported")
     temporary.rename(folder)
-    return f"{folder}: {chosen.class_name} of step {trained.step} in {dtype}, logits within {worst:.0e} of the run's; {said}"
+    return f"{folder}: {chosen.class_name} of step {number} in {dtype}, logits within {worst:.0e} of the run's; {said}"
 
 
 def _write_companions(kept: Path, folder: Path, tokenizer: Tokenizer) -> str:
@@ -218,18 +220,24 @@ def _write_companions(kept: Path, folder: Path, tokenizer: Tokenizer) -> str:
     return f"without a tokenizer: Hugging Face has none of {record['kind']}"
 
 
-def _compare(folder: Path, model: DecoderConfig, graph: nnx.GraphDef, params: Params) -> float:
-    """The largest difference of logits between the directory and the parameters, over the largest logit."""
-    architecture, again, _ = read_model(folder)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-    other = load(architecture, again, shapes, Tensors(folder))
-    length = min(model.max_length() or 64, 64)
-    tokens = np.random.default_rng(0).integers(0, model.vocab_size, (1, length)).astype(np.int32)
+def _read_again(folder: Path) -> tuple[nnx.GraphDef, Params]:
+    architecture, model, _ = read_model(folder)
+    graph, shapes = split(jax.eval_shape(model.build, jax.random.key(0)))
+    return graph, load(architecture, model, shapes, Tensors(folder))
+
+
+def _logits(model: DecoderConfig, graph: nnx.GraphDef, params: Params) -> np.ndarray:
+    """Of a row of tokens, the same for every model of this size."""
+    tokens = np.random.default_rng(0).integers(0, model.vocab_size, (1, min(model.max_length() or 64, 64)))
 
     @functools.partial(jax.jit, static_argnames="graph")
-    def logits(params: Params, graph: nnx.GraphDef) -> jax.Array:
+    def compute(params: Params, graph: nnx.GraphDef) -> jax.Array:
         model = nnx.merge(graph, params)
-        return model.logits(model({"tokens": tokens}).hidden)
+        return model.logits(model({"tokens": tokens.astype(np.int32)}).hidden)
 
-    a, b = np.asarray(logits(params, graph), np.float64), np.asarray(logits(other, graph), np.float64)
-    return float(np.abs(a - b).max() / np.abs(a).max())
+    return np.asarray(compute(params, graph), np.float64)
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest, over the largest logit."""
+    return float(np.abs(a - b).max() / np.abs(b).max())

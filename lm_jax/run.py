@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from lm_jax.config import Experiment
 from lm_jax.core.config import flatten, to_json
@@ -315,10 +314,12 @@ def load(workdir: Path, step: int | None = None) -> Trained:
     parts = build(experiment)
     with Checkpoints(workdir / "checkpoints", experiment.checkpoint, read_only=True) as checkpoints:
         name = "params" if experiment.step.ema_decay is None else "ema"
-        like = lambda record: {"params" if "holds" in record else name: parts.shapes}  # noqa: E731
+        device = SingleDeviceSharding(jax.local_devices()[0])
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), parts.shapes)
+        like = lambda record: {"params" if "holds" in record else name: shapes}  # noqa: E731
         step, state = checkpoints.restore(step, like=like, partial=True)
         tokenizer = Tokenizer.from_json(checkpoints.record(step)["tokenizer"])
-    (params,) = (jax.tree.map(jnp.asarray, value) for value in state.values())
+    (params,) = state.values()
     return Trained(experiment, step, parts.graph, params, tokenizer)
 
 

@@ -15,7 +15,7 @@ from lm_jax.core.errors import ConfigError, DataError
 from lm_jax.core.param import Params
 from lm_jax.interop.architectures import ARCHITECTURES, Architecture
 from lm_jax.interop.knobs import Knobs
-from lm_jax.interop.names import Piece, pieces, stored_shape
+from lm_jax.interop.names import Piece, copy, pieces, stored_shape
 from lm_jax.interop.safetensors import Tensor, Tensors
 from lm_jax.models.decoder import DecoderConfig
 from lm_jax.nn.init import Init
@@ -113,7 +113,7 @@ def _array(like: Any, parts: list[tuple[Piece, str]], tensors: Tensors, mesh: Me
         for piece, tensor in parts:
             if all(i in bound for i, bound in zip(piece.index, bounds, strict=False)):
                 at = tuple(i - bound.start for i, bound in zip(piece.index, bounds, strict=False))
-                values[at] = _stored(piece, tensors[tensor])[index[len(at) :]]
+                copy(values[(*at, ...)], _stored(piece, tensors[tensor])[index[len(at) :]])
         return values
 
     if mesh is None:
@@ -158,8 +158,12 @@ def stored(architecture: Architecture, model: DecoderConfig, params: Params, dty
     groups = pieces(model, {path: x.shape for path, x in flat.items()}, architecture.outer, architecture.block)
 
     def read(group: list[Piece]) -> np.ndarray:
-        parts = [piece.name.store(np.asarray(flat["/".join(piece.path)][piece.index]).astype(dtype)) for piece in group]
-        return np.concatenate(parts, axis=group[0].name.along) if len(parts) > 1 else parts[0]
+        values, along = np.empty(stored_shape(group), dtype), group[0].name.along
+        for piece in group:
+            part = piece.name.store(np.asarray(flat["/".join(piece.path)][piece.index]))
+            cut = slice(piece.start, piece.start + part.shape[along])
+            copy(values[(slice(None),) * along + (cut,)], part)
+        return values
 
     for group in groups:
         yield Tensor(group[0].tensor, stored_shape(group), dtype, lambda group=group: read(group))
