@@ -19,9 +19,10 @@ from jax.sharding import NamedSharding
 from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import logical_axes, split
 from lm_jax.core.sharding import Layout, spec, use_mesh
-from lm_jax.models.decoder import DecoderConfig, HeadConfig
+from lm_jax.models.decoder import DecoderConfig
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
+from lm_jax.nn.head import HeadConfig
 from lm_jax.nn.mlp import MLPConfig
 from lm_jax.nn.moe import MoEConfig
 from lm_jax.nn.positions import RotaryConfig

@@ -13,7 +13,7 @@ from llama_1b import get_config as llama_1b
 
 from lm_jax.config import Experiment
 from lm_jax.core.mesh import MeshShape
-from lm_jax.models.decoder import HeadConfig
+from lm_jax.nn.head import HeadConfig
 
 LAYOUTS = {
     8: Chips(MeshShape(dp=-1, fsdp=8), rows=512, accumulate=64),

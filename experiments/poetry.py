@@ -18,9 +18,10 @@ from lm_jax.data.text import TextData
 from lm_jax.data.tokenizers import Characters
 from lm_jax.evals.perplexity import PerplexityConfig
 from lm_jax.infer.sampling import SamplingConfig
-from lm_jax.models.decoder import DecoderConfig, HeadConfig
+from lm_jax.models.decoder import DecoderConfig
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
+from lm_jax.nn.head import HeadConfig
 from lm_jax.nn.init import Init
 from lm_jax.nn.mlp import MLPConfig
 from lm_jax.nn.norm import NormConfig

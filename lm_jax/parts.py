@@ -14,6 +14,8 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import Params, logical_axes, split
 from lm_jax.core.sharding import check_divisible, parameter_sizes
 from lm_jax.nn.attend import Case, choose
+from lm_jax.nn.attention import AttentionConfig
+from lm_jax.nn.latent_attention import LatentAttentionConfig
 from lm_jax.nn.pipeline import Schedule
 from lm_jax.optim.base import Optimizer
 from lm_jax.train.step import TrainState, init_state, train_step
@@ -130,13 +132,16 @@ def pipeline_schedule(experiment: Experiment, mesh: Mesh | AbstractMesh, num_row
 
 
 def attention_backends(experiment: Experiment, mesh: Mesh | AbstractMesh) -> list[str]:
-    """For each block of the pattern, which attention backend runs and why. Raises `ConfigError` where the one named cannot."""
+    """For each attention of a stack, which attention backend runs and why. Raises `ConfigError` where the one named cannot."""
     model, split_ways = experiment.model, experiment.layout.ways("sequence", mesh)
     lines = []
-    for number, block in enumerate(model.stack.pattern):
+    for number, block in enumerate((*model.stack.prelude, *model.stack.pattern)):
+        if not isinstance(block.mixer, AttentionConfig | LatentAttentionConfig):
+            continue
         spec = block.mixer.spec(model.width, segments=experiment.data.masks_documents())
-        size, length = block.mixer.size(model.width), experiment.data.length
-        case = Case(spec, jnp.dtype(model.dtype), size, length, length, split_ways, jax.default_backend())
+        length = experiment.data.length
+        sizes = block.mixer.sizes(model.width)
+        case = Case(spec, jnp.dtype(model.dtype), *sizes, length, length, split_ways, jax.default_backend())
         name, why = choose(block.mixer.implementation, case)
         lines.append(f"block {number}: {name} ({why})")
     return lines

@@ -58,7 +58,7 @@ def verify_mesh(experiment: Experiment) -> int:
 def _same_everywhere(experiment: Experiment) -> Experiment:
     """The experiment without what depends on how rows are put together: bounds and balance of experts' tokens."""
     experiment, changed = copy.deepcopy(experiment), False
-    for block in experiment.model.stack.pattern:
+    for block in experiment.model.stack.prelude + experiment.model.stack.pattern:
         mixture = block.feed_forward
         if not isinstance(mixture, MoEConfig):
             continue

@@ -5,10 +5,11 @@ import dataclasses
 import jax
 import numpy as np
 
-from lm_jax.models.decoder import DecoderConfig, HeadConfig
+from lm_jax.models.decoder import DecoderConfig
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.embedding import EmbeddingConfig
+from lm_jax.nn.head import HeadConfig
 from lm_jax.nn.init import Init
 from lm_jax.nn.mlp import MLPConfig
 from lm_jax.nn.moe import MoEConfig

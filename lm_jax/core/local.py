@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from lm_jax.core.sharding import current_axes, token_order
@@ -120,6 +121,13 @@ def token_index(num_tokens: int, *, residual: bool = False) -> Array:
     num_parts = ways("sequence")
     order = jnp.asarray(token_order(num_tokens * num_parts, num_parts), jnp.int32)
     return part(order, "sequence", 0)
+
+
+def ahead(x_BT: Array, places: int) -> Array:
+    """For each of this device's tokens, the value of the token that stands `places` later in the row; 0 beyond its end."""
+    num_parts, T = ways("sequence"), x_BT.shape[1]
+    whole = all_gather(x_BT, "sequence", 1)[:, np.argsort(token_order(T * num_parts, num_parts))]
+    return whole.at[:, token_index(T) + places].get(mode="fill", fill_value=0)
 
 
 def varying(x: Any) -> frozenset[str]:

@@ -36,6 +36,9 @@ class Layout(Config):
     `experts` are those of a mixture, `expert_embed` and `expert_mlp` the widths within each; many small ones are better split
     whole, with experts=("ep", "tp") and expert_mlp=(). `router` is the experts as the router's outputs, `balance` as its biases.
 
+    `inner` are widths that a layer makes and needs whole, such as the short vectors of latent attention; `recurrent` the state of
+    an LSTM or GRU, all of which every step needs; `patch` what a window of a frontend covers: pixels, frames and their channels.
+
     Where `layers` are split, the devices of a pipeline pass `micro_batches` on to each other (None: one for each row); for
     everything outside the stack they are one more axis of the batch. `gather_once`: each gathers its layers, in float32, once
     and not for every micro-batch, which takes memory for them and for their gradients.
@@ -53,6 +56,9 @@ class Layout(Config):
     kv_heads: tuple[str, ...] = ("tp",)
     head_dim: tuple[str, ...] = ()
     rounds: tuple[str, ...] = ()
+    inner: tuple[str, ...] = ()
+    recurrent: tuple[str, ...] = ()
+    patch: tuple[str, ...] = ()
     experts: tuple[str, ...] = ("ep",)
     expert_embed: tuple[str, ...] = ("fsdp",)
     expert_mlp: tuple[str, ...] = ("tp",)
@@ -176,29 +182,46 @@ def shard_batch(batch: Batch, mesh: Mesh, layout: Layout, num_rows: int | None =
     """
     num_parts = layout.ways("sequence", mesh)
 
-    def put(x: np.ndarray) -> Array:
+    def put(name: str, x: np.ndarray) -> Array:
         total = len(x) if num_rows is None else num_rows
         first = 0 if num_rows is None else local_rows(num_rows, mesh, layout).start
-        if num_parts > 1:
+        if num_parts > 1 and not _is_whole(name):
             x = x[:, token_order(x.shape[1], num_parts)]
 
         def rows_of_a_device(index: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = index[0].indices(total)
             return x[(slice(start - first, stop - first), *index[1:])]
 
-        sharding = NamedSharding(mesh, layout.spec(_batch_names(x), mesh))
+        sharding = NamedSharding(mesh, layout.spec(_batch_names(name, x), mesh))
         return jax.make_array_from_callback((total, *x.shape[1:]), sharding, rows_of_a_device)
 
-    return {name: put(value) for name, value in batch.items()}
+    return {name: put(name, value) for name, value in batch.items()}
 
 
 def batch_specs(batch: Batch) -> dict[str, PartitionSpec | None]:
-    """The sharding of every array [B, T, ...] of a batch on the current mesh."""
-    return {name: spec(*_batch_names(x)) for name, x in batch.items()}
+    """The sharding of every array [B, T, ...] of a batch on the current mesh. What an encoder reads is split by rows only."""
+    return {name: spec(*_batch_names(name, x)) for name, x in batch.items()}
 
 
-def _batch_names(x: Any) -> tuple[str | None, ...]:
+def _batch_names(name: str, x: Any) -> tuple[str | None, ...]:
+    if _is_whole(name):
+        return ("batch",) + (None,) * (x.ndim - 1)
     return ("batch", "sequence")[: x.ndim] + (None,) * (x.ndim - 2)
+
+
+def _is_whole(name: str) -> bool:
+    return name in ("images", "mels", "labels") or name.startswith("memory_")
+
+
+@contextlib.contextmanager
+def whole_rows() -> Iterator[None]:
+    """Inside, the tokens of a row are not split: for encoders, whose rows every device of `sequence` and `residual` has whole."""
+    layout = _layout.get()
+    if layout is None:
+        yield
+        return
+    with use_layout(dataclasses.replace(layout, sequence=(), residual=())):
+        yield
 
 
 def check_divisible(sizes: Iterable[tuple[str, int, str]], layout: Layout, mesh: Mesh | AbstractMesh) -> None:

@@ -12,30 +12,34 @@ from jax.sharding import PartitionSpec
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import local_view
 from lm_jax.core.param import Params, param_specs
-from lm_jax.core.types import Array
+from lm_jax.core.types import Array, Batch
 from lm_jax.infer.sampling import SamplingConfig
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "sampling_fields", "max_tokens", "context", "num_tokens"))
+@functools.partial(jax.jit, static_argnames=("graph", "sampling_fields", "max_tokens", "context", "num_tokens", "bidirectional"))
 def _generate(
     params: Params,
     prompts_BP: Array,
     weights_BP: Array,
     key: Array,
     stop_tokens: Array,
+    inputs: Batch,
     *,
     graph: nnx.GraphDef,
     sampling_fields: tuple,
     max_tokens: int,
     context: int | None,
     num_tokens: int | None,
+    bidirectional: bool,
 ) -> Array:
     sampling = SamplingConfig(**dict(sampling_fields))
 
-    def local(params: Params, prompts_BP: Array, weights_BP: Array, key: Array, stop_tokens: Array) -> Array:
+    def local(params: Params, prompts_BP: Array, weights_BP: Array, key: Array, stop_tokens: Array, inputs: Batch) -> Array:
         model = nnx.merge(graph, params)
         B, P = prompts_BP.shape
-        logits, cache = model.decode(prompts_BP, model.init_cache(B, P + max_tokens, context), weights_BP)
+        more = ({"inputs": inputs} if inputs else {}) | ({"prefix": True} if bidirectional else {})
+        cache, prefix = model.init_cache(B, P + max_tokens, context, **more), (weights_BP,) if bidirectional else ()
+        logits, cache = model.decode(prompts_BP, cache, weights_BP, *prefix)
 
         def body(carry):
             i, logits_BV, cache, tokens_BM, done_B = carry
@@ -58,8 +62,8 @@ def _generate(
 
     # Every device decodes all rows. Gathered weights are the same everywhere, which the types cannot show.
     whole = PartitionSpec()
-    on_mesh = local_view(local, (param_specs(graph, params), whole, whole, whole, whole), whole, check=False)
-    return on_mesh(params, prompts_BP, weights_BP, key, stop_tokens)
+    on_mesh = local_view(local, (param_specs(graph, params), whole, whole, whole, whole, whole), whole, check=False)
+    return on_mesh(params, prompts_BP, weights_BP, key, stop_tokens, inputs)
 
 
 def generate(
@@ -74,6 +78,8 @@ def generate(
     context: int | None = None,
     num_samples: int = 1,
     num_tokens: int | None = None,
+    inputs: Batch | None = None,
+    bidirectional: bool = False,
 ) -> list[list[list[int]]]:
     """Continues every prompt `num_samples` times by up to `max_tokens` tokens.
 
@@ -83,6 +89,8 @@ def generate(
       seed: the same seed gives the same tokens.
       stop_tokens: a sample ends after the first of these, which is not returned.
       context: how many tokens back a query sees; set it to the length of the training rows to go beyond that length.
+      inputs: what the encoder of an encoder-decoder reads, a row for each prompt; prompts are beginnings of targets then.
+      bidirectional: the tokens of a prompt see each other both ways, as the prefixes that a prefix-LM is trained with.
       num_tokens: ids from this one on are never drawn: they pad the vocabulary beyond that of the tokenizer.
 
     Returns:
@@ -92,6 +100,8 @@ def generate(
       ConfigError: for an empty prompt, or a length that the model's position table does not have.
     """
     _check(graph, params, prompts, max_tokens)
+    if inputs and any(len(value) != len(prompts) for value in inputs.values()):
+        raise ConfigError(f"{len(prompts)} prompts, but inputs of {[len(value) for value in inputs.values()]} rows")
     rows = [list(prompt) for prompt in prompts for _ in range(num_samples)]
     longest = max(map(len, rows))
     padded = np.array([[0] * (longest - len(row)) + row for row in rows], np.int32)
@@ -102,11 +112,13 @@ def generate(
         weights,
         jax.random.key(seed),
         np.array(stop_tokens, np.int32),
+        {name: np.repeat(np.asarray(value), num_samples, axis=0) for name, value in (inputs or {}).items()},
         graph=graph,
         sampling_fields=tuple(sorted(vars(sampling).items())),
         max_tokens=max_tokens,
         context=context,
         num_tokens=num_tokens,
+        bidirectional=bidirectional,
     )
     new = [[int(t) for t in row if t >= 0 and t not in stop_tokens] for row in np.asarray(tokens)]
     return [new[i : i + num_samples] for i in range(0, len(new), num_samples)]

@@ -45,6 +45,11 @@ class Knobs:
 
     def finish(self) -> None:
         """Raises `DataError` for knobs that nothing has read."""
+        if quantized := self.values.get("quantization_config"):
+            raise DataError(
+                f"the weights are quantized ({quantized.get('quant_method')}), which lm_jax does not read: load them with "
+                "transformers, dequantize them there (model.dequantize()), and save_pretrained"
+            )
         for name, value in self.values.items():
             if name not in self._used | _HARMLESS and value is not None and value is not False and value != {}:
                 raise DataError(f"config.json: {name}={value!r} is a knob that lm_jax does not have for this architecture")

@@ -3,14 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import einops
 import numpy as np
 
 from lm_jax.core.errors import DataError
-from lm_jax.models.decoder import DecoderConfig
 from lm_jax.nn.moe import MoEConfig
+from lm_jax.nn.stack import StackConfig
 
 _STRIP = 32  # elements: two lines of a processor's cache
 
@@ -22,13 +22,16 @@ class Name:
     Attributes:
       tensor: its name in the file, with {i} for the layer and {e} for the expert.
       axes: how the file's axes become the parameter's, as `einops.rearrange` has it: "(N H) D -> D N H".
+        The axis V is the vocabulary: the rows that pad a table of the model are not in the file.
       part, along: where several parameters are one tensor, which one this is, in order along that axis of the file.
+      interleaved: they take turns along it, and do not follow one another.
     """
 
     tensor: str
     axes: str
     part: int | None = None
     along: int = 0
+    interleaved: bool = False
 
     def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
         """The size of each named axis for a parameter (of one layer and expert) of this shape."""
@@ -58,53 +61,87 @@ class Piece(NamedTuple):
     tensor: str
     name: Name
     shape: tuple[int, ...]  # of the piece
-    start: int = 0  # where it begins in the tensor along `name.along`
+    cut: slice = slice(None)  # where it stands in the tensor along `name.along`
+
+    def of(self, tensor: np.ndarray) -> np.ndarray:
+        """A view of what of the tensor is this piece."""
+        return tensor if self.name.part is None else tensor[(slice(None),) * self.name.along + (self.cut,)]
 
 
 Names = Mapping[str, Name]
 
 
-def pieces(config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]], outer: Names, block: Names) -> Iterator[list[Piece]]:
+class ModelConfig(Protocol):
+    """A model that can be read from files and written to them."""
+
+    vocab_size: int
+
+    def stacks(self) -> dict[str, StackConfig]:
+        """Its stacks, by the path of their parameters."""
+
+
+def pieces(
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], outer: Names, blocks: Mapping[str, Names]
+) -> Iterator[list[Piece]]:
     """Yields, for every tensor of the files, the pieces that it holds, in order.
 
     Args:
       shapes: of the model's parameters by path, such as "stack/block0/mixer/query".
       outer: names of the parameters outside the blocks, by path.
-      block: of those in a block, by path within it, such as "mixer/query"; of a mixture "mixture/up".
+      blocks: of those in a block of a stack, by the stack's path and by path within it, such as "mixer/query"; of a mixture
+        "mixture/up".
 
     Raises `DataError` for a parameter that has no name.
     """
     found: dict[str, list[Piece]] = {}
     for path, shape in shapes.items():
-        for piece in _pieces_of(config, path, shape, outer, block):
+        for piece in _pieces_of(config, path, shape, outer, blocks):
             found.setdefault(piece.tensor, []).append(piece)
     for group in found.values():
-        group.sort(key=lambda piece: piece.name.part or 0)
+        if group[0].name.part is None:
+            yield group
+            continue
+        group.sort(key=lambda piece: piece.name.part)
         start, placed = 0, []
-        for piece in group:
-            placed.append(piece._replace(start=start))
-            start += piece.name.stored_shape(piece.shape)[piece.name.along]
+        for number, piece in enumerate(group):
+            size = piece.name.stored_shape(piece.shape)[piece.name.along]
+            cut = slice(number, None, len(group)) if piece.name.interleaved else slice(start, start + size)
+            placed.append(piece._replace(cut=cut))
+            start += size
         yield placed
 
 
-def _pieces_of(config: DecoderConfig, path: str, shape: tuple[int, ...], outer: Names, block: Names) -> Iterator[Piece]:
+def _pieces_of(
+    config: ModelConfig, path: str, shape: tuple[int, ...], outer: Names, blocks: Mapping[str, Names]
+) -> Iterator[Piece]:
     parts = tuple(path.split("/"))
-    inside = parts[0] == "stack" and parts[1].startswith("block")
-    if not inside:
-        name = _find(outer, path, path)
-        yield Piece(parts, (), name.tensor, name, shape)
-        return
-    stack, number = config.stack, int(parts[1].removeprefix("block"))
-    mixture = parts[2] == "feed_forward" and isinstance(stack.pattern[number].feed_forward, MoEConfig)
-    name = _find(block, "/".join((("mixture", *parts[3:])) if mixture else parts[2:]), path)
-    leading = 1 if stack.rounds == 1 else 2
-    for repeat in range(stack.repeats):
-        layer = repeat * len(stack.pattern) + number
-        at = (repeat,) if leading == 1 else divmod(repeat, stack.repeats // stack.rounds)
+    for where, stack in config.stacks().items():
+        inside = path.removeprefix(f"{where}/").split("/") if path.startswith(f"{where}/") else [""]
+        if inside[0].startswith(("block", "prelude")):
+            yield from _pieces_of_block(stack, parts, inside, shape, blocks[where])
+            return
+    name = _find(outer, path, path)
+    axes = name.axes.split("->")[1].split()
+    shape = tuple(config.vocab_size if axis == "V" else size for axis, size in zip(axes, shape, strict=True))
+    yield Piece(parts, (), name.tensor, name, shape)
+
+
+def _pieces_of_block(
+    stack: StackConfig, path: tuple[str, ...], inside: list[str], shape: tuple[int, ...], names: Names
+) -> Iterator[Piece]:
+    first, before = inside[0].startswith("prelude"), len(stack.prelude)
+    number = int(inside[0].removeprefix("prelude" if first else "block"))
+    block = (stack.prelude if first else stack.pattern)[number]
+    mixture = inside[1] == "feed_forward" and isinstance(block.feed_forward, MoEConfig)
+    name = _find(names, "/".join(["mixture", *inside[2:]] if mixture else inside[1:]), "/".join(path))
+    leading = 0 if first else 1 if stack.rounds == 1 else 2
+    for repeat in range(1 if first else stack.repeats):
+        layer = number if first else before + repeat * len(stack.pattern) + number
+        at = ((), (repeat,), divmod(repeat, stack.repeats // stack.rounds))[leading]
         experts = range(shape[leading]) if "{e}" in name.tensor else (None,)
         for expert in experts:
             index = at if expert is None else (*at, expert)
-            yield Piece(parts, index, name.tensor.format(i=layer, e=expert), name, shape[len(index) :])
+            yield Piece(path, index, name.tensor.format(i=layer, e=expert), name, shape[len(index) :])
 
 
 def _find(names: Names, key: str, path: str) -> Name:
@@ -124,6 +161,8 @@ def copy(target: np.ndarray, source: np.ndarray) -> None:
 
 def stored_shape(group: list[Piece]) -> tuple[int, ...]:
     """The shape of the tensor that holds these pieces."""
+    if group[0].name.part is None:
+        return group[0].name.stored_shape(group[0].shape)
     shapes = [list(piece.name.stored_shape(piece.shape)) for piece in group]
     along = group[0].name.along
     shapes[0][along] = sum(shape[along] for shape in shapes)

@@ -169,6 +169,6 @@ def _write_file(path: Path, tensors: list[Tensor]) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            values = np.ascontiguousarray(tensor.read(), dtype=tensor.dtype)
+            values = np.asarray(tensor.read(), dtype=tensor.dtype, order="C")
             assert values.shape == tensor.shape, (tensor.name, values.shape, tensor.shape)
             file.write(values.reshape(-1).view(np.uint8).data)

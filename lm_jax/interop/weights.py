@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from lm_jax.core.errors import ConfigError, DataError
 from lm_jax.core.param import Params
 from lm_jax.interop.architectures import ARCHITECTURES, Architecture
 from lm_jax.interop.knobs import Knobs
-from lm_jax.interop.names import Piece, copy, pieces, stored_shape
+from lm_jax.interop.names import ModelConfig, Piece, copy, pieces, stored_shape
 from lm_jax.interop.safetensors import Tensor, Tensors
-from lm_jax.models.decoder import DecoderConfig
+from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.init import Init
+from lm_jax.nn.latent_attention import LatentAttentionConfig
+from lm_jax.nn.stack import StackConfig
 
 
-def read_model(folder: Path) -> tuple[Architecture, DecoderConfig, dict[str, Any]]:
+def read_model(folder: Path) -> tuple[Architecture, ModelConfig, dict[str, Any]]:
     """(architecture, model, the fields) of a directory's config.json.
 
     Raises `DataError` for a file that is no JSON object, an architecture that is not known (the known ones are listed), and a
@@ -43,7 +46,7 @@ def read_model(folder: Path) -> tuple[Architecture, DecoderConfig, dict[str, Any
     return ARCHITECTURES[kind], model, fields
 
 
-def write_model(model: DecoderConfig, model_type: str | None = None) -> tuple[Architecture, dict[str, Any]]:
+def write_model(model: ModelConfig, model_type: str | None = None) -> tuple[Architecture, dict[str, Any]]:
     """(architecture, fields of config.json) of a model: of `model_type`, or of the first architecture that can say it.
 
     Raises `ConfigError`, with what differs, where it (or none) can.
@@ -51,7 +54,8 @@ def write_model(model: DecoderConfig, model_type: str | None = None) -> tuple[Ar
     if model_type is not None and model_type not in ARCHITECTURES:
         raise ConfigError(f"architecture {model_type!r} is not known; these are: {', '.join(ARCHITECTURES)}")
     problems = []
-    for architecture in ARCHITECTURES.values() if model_type is None else [ARCHITECTURES[model_type]]:
+    known = [architecture for architecture in ARCHITECTURES.values() if isinstance(model, architecture.config)]
+    for architecture in known if model_type is None else [ARCHITECTURES[model_type]]:
         try:
             fields = architecture.write(model)
             knobs = Knobs(fields)
@@ -69,33 +73,53 @@ def write_model(model: DecoderConfig, model_type: str | None = None) -> tuple[Ar
     raise ConfigError("config.json of Hugging Face cannot describe this model: " + " | ".join(problems))
 
 
-def _essence(model: DecoderConfig) -> DecoderConfig:
-    """The model without what changes no logit at evaluation, written in one way."""
-    pattern = []
-    for block in model.stack.pattern:
-        mixer = block.mixer
-        plain = {"head_dim": mixer.size(model.width), "num_kv_heads": mixer.num_kv_heads or mixer.num_heads}
-        scale = round(mixer.scale or plain["head_dim"] ** -0.5, 9)
-        mixer = dataclasses.replace(mixer, **plain, scale=scale, implementation="auto")
-        feed_forward = block.feed_forward
-        if hasattr(feed_forward, "router"):
-            router = dataclasses.replace(feed_forward.router, load_balance=0.0, z_loss=0.0, balance_over="batch")
-            bounds = {"capacity_factor": None, "room": None, "implementation": "auto"}
-            feed_forward = dataclasses.replace(feed_forward, router=router, **bounds)
-        pattern.append(dataclasses.replace(block, mixer=mixer, feed_forward=feed_forward, dropout=0.0))
-    stack = dataclasses.replace(model.stack, pattern=tuple(pattern), rounds=1, unroll=1, remat="none")
-    embedding = dataclasses.replace(model.embedding, dropout=0.0)
-    return dataclasses.replace(model, stack=stack, embedding=embedding, init=Init(), dtype="float32")
+def _essence(part: Any, width: int | None = None) -> Any:
+    """The model, or a part of it, without what changes no logit at evaluation, written in one way."""
+    if isinstance(part, tuple):
+        return tuple(_essence(item, width) for item in part)
+    if isinstance(part, Init) or not dataclasses.is_dataclass(part):
+        return Init() if isinstance(part, Init) else part
+    width = getattr(part, "width", width)
+    part = dataclasses.replace(part, **{name: _essence(value, width) for name, value in vars(part).items()})
+    for name, plain in _CHANGES_NOTHING.items():
+        if hasattr(part, name):
+            setattr(part, name, plain)
+    if isinstance(part, AttentionConfig):
+        part.head_dim, part.num_kv_heads = part.size(width), part.num_kv_heads or part.num_heads
+        part.key_bias = part.bias if part.key_bias is None else part.key_bias
+    if isinstance(part, AttentionConfig | LatentAttentionConfig):
+        part.scale = round(part.scale or part.sizes(width)[0] ** -0.5, 9)
+    if isinstance(part, StackConfig):
+        part.prelude, part.pattern, part.repeats = (), part.layers, 1
+    return part
 
 
-def load(architecture: Architecture, model: DecoderConfig, shapes: Params, tensors: Tensors, mesh: Mesh | None = None) -> Params:
+_LAYER = r"\.layers\.(\d+)\."  # of a tensor's name
+_CHANGES_NOTHING = {
+    "dropout": 0.0,
+    "dtype": "float32",
+    "implementation": "auto",
+    "load_balance": 0.0,
+    "z_loss": 0.0,
+    "balance_over": "batch",
+    "capacity_factor": None,
+    "room": None,
+    "rounds": 1,
+    "unroll": 1,
+    "remat": "none",
+    "vocab_multiple": 1,
+    "multi_token": None,
+}
+
+
+def load(architecture: Architecture, model: ModelConfig, shapes: Params, tensors: Tensors, mesh: Mesh | None = None) -> Params:
     """The parameters of `shapes`, read from the tensors: with their shardings on `mesh`, or on one device without.
 
     Every device's shard is read by itself: beyond the shards, only pages of the files are in memory. Raises `DataError` for
     a tensor that is missing, too many or of another shape, before anything is allocated.
     """
     flat = _flatten(shapes)
-    groups = list(pieces(model, {path: x.shape for path, x in flat.items()}, architecture.outer, architecture.block))
+    groups = list(pieces(model, {path: x.shape for path, x in flat.items()}, *architecture.names(model)))
     names = _actual_names(architecture, groups, tensors)
     _check(architecture, groups, names, tensors)
     by_path: dict[str, list[tuple[Piece, str]]] = {}
@@ -109,11 +133,12 @@ def load(architecture: Architecture, model: DecoderConfig, shapes: Params, tenso
 def _array(like: Any, parts: list[tuple[Piece, str]], tensors: Tensors, mesh: Mesh | None) -> jax.Array:
     def shard(index: tuple[slice, ...]) -> np.ndarray:
         bounds = [range(*cut.indices(size)) for cut, size in zip(index, like.shape, strict=True)]
-        values = np.empty([len(bound) for bound in bounds], like.dtype)
+        values = np.zeros([len(bound) for bound in bounds], like.dtype)
         for piece, tensor in parts:
             if all(i in bound for i, bound in zip(piece.index, bounds, strict=False)):
                 at = tuple(i - bound.start for i, bound in zip(piece.index, bounds, strict=False))
-                copy(values[(*at, ...)], _stored(piece, tensors[tensor])[index[len(at) :]])
+                part = piece.name.load(piece.of(tensors[tensor]), piece.shape)[index[len(at) :]]
+                copy(values[(*at, *map(slice, part.shape), ...)], part)
         return values
 
     if mesh is None:
@@ -121,17 +146,16 @@ def _array(like: Any, parts: list[tuple[Piece, str]], tensors: Tensors, mesh: Me
     return jax.make_array_from_callback(like.shape, NamedSharding(mesh, like.sharding.spec), shard)
 
 
-def _stored(piece: Piece, tensor: np.ndarray) -> np.ndarray:
-    along, length = piece.name.along, piece.name.stored_shape(piece.shape)[piece.name.along]
-    cut = (slice(None),) * along + (slice(piece.start, piece.start + length),)
-    return piece.name.load(tensor[cut], piece.shape)
-
-
 def _actual_names(architecture: Architecture, groups: list[list[Piece]], tensors: Tensors) -> dict[str, str]:
-    """Files of a bare model (without a head) leave out the prefix of the names."""
+    """Files of a bare model (without a head) leave out the prefix of the names, older files have other ends."""
     wanted = [group[0].tensor for group in groups]
     bare = not any(name.startswith(architecture.prefix) for name in tensors)
-    return {name: name.removeprefix(architecture.prefix) if bare else name for name in wanted}
+    actual = {name: name.removeprefix(architecture.prefix) if bare else name for name in wanted}
+    for newer, older in architecture.older.items():
+        for name, found in actual.items():
+            if found not in tensors and found.endswith(newer):
+                actual[name] = found.removesuffix(newer) + older
+    return actual
 
 
 def _check(architecture: Architecture, groups: list[list[Piece]], names: dict[str, str], tensors: Tensors) -> None:
@@ -144,25 +168,26 @@ def _check(architecture: Architecture, groups: list[list[Piece]], names: dict[st
             problems.append(f"{name} is {tensors.shape(name)}, not {shape}")
     # A tied head may be stored beside the embedding that it is.
     known = {*names.values(), "lm_head.weight"}
+    layers = len(re.findall(_LAYER, " ".join(known))) and 1 + max(int(n) for name in known for n in re.findall(_LAYER, name))
     for name in tensors:
-        if name not in known and not name.endswith(architecture.ignored):
+        further = architecture.further_layers and any(int(n) >= layers for n in re.findall(_LAYER, name))
+        if name not in known and not name.endswith(architecture.ignored) and not further:
             problems.append(f"{name} {tensors.shape(name)} is too many")
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise DataError(f"the tensors are not those of config.json ({architecture.model_type}): {'; '.join(problems[:5])}{more}")
 
 
-def stored(architecture: Architecture, model: DecoderConfig, params: Params, dtype: Any) -> Iterator[Tensor]:
+def stored(architecture: Architecture, model: ModelConfig, params: Params, dtype: Any) -> Iterator[Tensor]:
     """The tensors of a model in `dtype`, in the order of its layers; each is taken from the devices when it is read."""
     flat = _flatten(params)
-    groups = pieces(model, {path: x.shape for path, x in flat.items()}, architecture.outer, architecture.block)
+    groups = pieces(model, {path: x.shape for path, x in flat.items()}, *architecture.names(model))
 
     def read(group: list[Piece]) -> np.ndarray:
-        values, along = np.empty(stored_shape(group), dtype), group[0].name.along
+        values = np.empty(stored_shape(group), dtype)
         for piece in group:
-            part = piece.name.store(np.asarray(flat["/".join(piece.path)][piece.index]))
-            cut = slice(piece.start, piece.start + part.shape[along])
-            copy(values[(slice(None),) * along + (cut,)], part)
+            part = np.asarray(flat["/".join(piece.path)][piece.index])[(*map(slice, piece.shape), ...)]
+            copy(piece.of(values), piece.name.store(part))
         return values
 
     for group in groups:

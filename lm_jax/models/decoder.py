@@ -7,23 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm_jax.core.config import Config, check_choice, check_positive
-from lm_jax.core.local import all_gather, all_sum, token_index
-from lm_jax.core.param import gathered, param, weight
-from lm_jax.core.types import Array, Batch, Mean
-from lm_jax.nn.attention import Cache, CacheInfo, Place
-from lm_jax.nn.embedding import EmbeddingConfig, soft_cap
-from lm_jax.nn.init import Init
-from lm_jax.nn.linear import project
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.local import all_gather
+from lm_jax.core.types import Array, Batch
+from lm_jax.models.multi_token import MultiTokenConfig
+from lm_jax.models.text import Output, TextConfig, TextModel, output_of, place_of
+from lm_jax.nn.place import Cache, CacheInfo, Place
 from lm_jax.nn.stack import StackConfig
-
-
-class Output(NamedTuple):
-    """What a model returns: the last hidden states, the auxiliary loss of a token (a mean), and metrics of its layers."""
-
-    hidden: Array  # [B, T, D]
-    loss: Array  # float32 []; 0 in a dense model
-    metrics: dict[str, Mean]
 
 
 class DecodeState(NamedTuple):
@@ -34,133 +24,88 @@ class DecodeState(NamedTuple):
 
 
 @dataclasses.dataclass(kw_only=True)
-class HeadConfig(Config):
-    """The output projection to the vocabulary: tied to the embedding (Press and Wolf 2017, arXiv:1608.05859) or its own.
+class DecoderConfig(TextConfig):
+    """A model of the next token; with `multi_token` also of tokens after it. See `TextConfig`."""
 
-    `soft_cap`: logits pass through cap * tanh(logit / cap) (Gemma 2, arXiv:2408.00118).
-    """
-
-    tied: bool = True
-    bias: bool = False
-    soft_cap: float | None = None
-
-    def validate(self) -> None:
-        """Raises `ConfigError` for a non-positive cap."""
-        if self.soft_cap is not None:
-            check_positive(self, "soft_cap")
-
-
-@dataclasses.dataclass(kw_only=True)
-class DecoderConfig(Config):
-    """Embedding, causal stack, vocabulary head.
-
-    `dtype` is that of activations and matrix products ("float32" or "bfloat16"); parameters, softmax, norm statistics,
-    logits and loss are float32.
-    """
-
-    vocab_size: int = 50257
-    width: int = 768
-    embedding: EmbeddingConfig = dataclasses.field(default_factory=EmbeddingConfig)
-    stack: StackConfig = dataclasses.field(default_factory=StackConfig)
-    head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
-    init: Init = dataclasses.field(default_factory=Init)
-    dtype: str = "float32"
-
-    def validate(self) -> None:
-        """Raises `ConfigError` for an unknown dtype or heads that do not divide the width."""
-        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
-        check_positive(self, "vocab_size", "width")
-        for block in self.stack.pattern:
-            block.mixer.size(self.width)
+    multi_token: MultiTokenConfig | None = None
 
     def build(self, key: Array) -> "Decoder":
         """The model with parameters drawn from `key`."""
         return Decoder(self, nnx.Rngs(params=key))
 
-    def max_length(self) -> int | None:
-        """The longest row the model can read: that of its position table; None without one."""
-        return None if self.embedding.positions is None else self.embedding.positions.length
-
     def flops_per_token(self, length: int, *, causal: bool) -> float:
-        """Matrix-product FLOPs of one training step per token: forward and twice that backward.
-
-        Attention counts the full square (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, appendix B) or with `causal` only
-        what a causal mask leaves. Recomputation (remat) is not counted: these are model, not hardware FLOPs.
-        """
-        forward = self.stack.flops_per_token(self.width, length, causal=causal)
-        return 3 * (forward + 2 * self.width * self.vocab_size)
+        """As `TextConfig.flops_per_token`."""
+        flops = super().flops_per_token(length, causal=causal)
+        if self.multi_token is not None:
+            flops += 3 * self.multi_token.flops_per_token(self.width, length, self.vocab_size, causal=causal)
+        return flops
 
 
-class Decoder(nnx.Module):
+class Decoder(TextModel):
     """See `DecoderConfig`."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.config = config
-        V, D = config.vocab_size, config.width
-        self.embedding = config.embedding.build(rngs, V, D, config.init)
-        self.stack = config.stack.build(rngs, D, config.init)
-        self.head = None if config.head.tied else param(rngs, config.init.linear(D), (D, V), ("embed", "vocab"))
-        self.head_bias = param(rngs, nnx.initializers.zeros, (V,), ("vocab",)) if config.head.bias else None
+        super().__init__(config, rngs)
+        more, num_layers = config.multi_token, config.stack.num_layers
+        self.multi_token = None if more is None else more.build(rngs, config.width, config.init, num_layers)
 
     def __call__(self, batch: Batch, *, key: Array | None = None) -> Output:
-        """Hidden states for `batch["tokens"]` [B, T], with "segments" and "positions" [B, T] where given.
+        """See `TextModel.__call__`; `further` are the hidden states of the modules of `multi_token`."""
+        place, further = place_of(batch), ()
+        x_BTD, aux = self._hidden(batch, place, key)
+        if self.multi_token is not None:
+            dtype = jnp.dtype(self.config.dtype)
+            embed = lambda ids: self.embedding(ids, place.positions_BT, dtype, None)  # noqa: E731
+            key = None if key is None else jax.random.fold_in(key, 1)
+            further, more = self.multi_token(x_BTD, batch["tokens"], embed, place, key)
+            aux = aux + more
+        return output_of(x_BTD, aux, batch, further)
 
-        `key` drives dropout; None means evaluation.
-        """
-        tokens = batch["tokens"]
-        positions = batch.get("positions")
-        if positions is None:
-            positions = token_index(tokens.shape[1])[None, :]
-        keys = (None, None) if key is None else jax.random.split(key)
-        place = Place(positions, batch.get("segments"))
-        x_BTD = self.embedding(tokens, positions, jnp.dtype(self.config.dtype), keys[0])
-        x_BTD, _, aux = self.stack(x_BTD, place, key=keys[1])
-        if not aux.metrics:
-            return Output(x_BTD, aux.loss, {})
-        real = tokens.size if place.segments_BT is None else jnp.sum(place.segments_BT > 0)
-        count = all_sum(jnp.asarray(real, jnp.float32), "batch", "sequence")
-        return Output(x_BTD, aux.loss / jnp.maximum(count, 1.0), aux.metrics)
-
-    def logits(self, hidden_BTD: Array) -> Array:
-        """float32 [B, T, V]: position t scores the token after it. In a local view V is this device's part of the vocabulary."""
-        hidden_BTD = all_gather(hidden_BTD, "residual", 1)
-        if self.head is None:
-            y_BTV = project("BTD,VD->BTV", hidden_BTD, self.embedding.table, jnp.float32)
-        else:
-            y_BTV = project("BTD,DV->BTV", hidden_BTD, self.head, jnp.float32)
-        if self.head_bias is not None:
-            y_BTV = y_BTV + weight(self.head_bias, y_BTV)[None, None, :]
-        return soft_cap(y_BTV, self.config.head.soft_cap)
-
-    def with_whole_head(self, like: Array) -> "Decoder":
-        """This model with the head's matrix `gathered` for several uses: by chunks of the loss, or as embedding too."""
-        matrix = self.embedding.table if self.head is None else self.head
-        is_param = lambda x: isinstance(x, nnx.Param)  # noqa: E731
-        return jax.tree.map(lambda p: gathered(p, like) if p is matrix else p, self, is_leaf=is_param)
-
-    def init_cache(self, batch_size: int, length: int, context: int | None = None) -> DecodeState:
+    def init_cache(self, batch_size: int, length: int, context: int | None = None, *, prefix: bool = False) -> DecodeState:
         """An empty cache for `batch_size` rows of up to `length` tokens.
 
         With `context`, a query sees at most that many tokens back: generation can run past the length the model was
-        trained at, as a sliding window.
+        trained at, as a sliding window. With `prefix`, tokens that `decode` is told to be a prefix see each other both ways.
+        Raises `ConfigError` for a model that is not causal.
         """
         caches = self.stack.init_caches(batch_size, length, self.config.width, jnp.dtype(self.config.dtype))
-        segments = jnp.zeros((batch_size, length), jnp.int32)
-        limit = jnp.int32(length if context is None else context)
-        return DecodeState(caches, CacheInfo(jnp.int32(0), segments, limit))
+        return DecodeState(caches, empty_slots(self.config.stack, batch_size, length, context, prefix=prefix))
 
-    def decode(self, tokens_BT: Array, state: DecodeState, weights_BT: Array | None = None) -> tuple[Array, DecodeState]:
+    def decode(
+        self, tokens_BT: Array, state: DecodeState, weights_BT: Array | None = None, prefix_BT: Array | None = None
+    ) -> tuple[Array, DecodeState]:
         """float32 logits [B, T, V] of the next T tokens of each row, and the state with them added.
 
-        `weights_BT` is 0 at padding (which must stand at the left of a row), 1 elsewhere; None: no padding.
+        `weights_BT` is 0 at padding (which must stand at the left of a row), 1 elsewhere; None: no padding. `prefix_BT` is 1 at
+        tokens of a prefix; None: nowhere.
         """
         caches, info = state
-        B, T = tokens_BT.shape
-        new = jnp.ones((B, T), jnp.int32) if weights_BT is None else (weights_BT > 0).astype(jnp.int32)
-        segments = jax.lax.dynamic_update_slice_in_dim(info.segments_BS, new, info.index, axis=1)
-        seen_B1 = jnp.sum(info.segments_BS, axis=1, keepdims=True)
-        positions = jnp.maximum(seen_B1 + jnp.cumsum(new, axis=1) - 1, 0)
-        info = info._replace(segments_BS=segments)
-        x_BTD = self.embedding(tokens_BT, positions, jnp.dtype(self.config.dtype), None)
-        x_BTD, caches, _ = self.stack(x_BTD, Place(positions, new), caches=caches, info=info)
-        return all_gather(self.logits(x_BTD), "vocab", 2), DecodeState(caches, info._replace(index=info.index + T))
+        place, info = next_place(tokens_BT, info, weights_BT, prefix_BT)
+        x_BTD = self.embedding(tokens_BT, place.positions_BT, jnp.dtype(self.config.dtype), None)
+        x_BTD, caches, _ = self.stack(x_BTD, place, caches=caches, info=info)
+        state = DecodeState(caches, info._replace(index=info.index + tokens_BT.shape[1]))
+        return all_gather(self.logits(x_BTD), "vocab", 2), state
+
+
+def empty_slots(stack: StackConfig, batch_size: int, length: int, context: int | None, *, prefix: bool = False) -> CacheInfo:
+    """What is known of an empty cache; see `Decoder.init_cache`."""
+    for block in stack.layers:
+        if not getattr(block.mixer, "causal", True):
+            raise ConfigError("mixer.causal=False: this model reads whole texts, and cannot write one token after another")
+    segments = jnp.zeros((batch_size, length), jnp.int32)
+    return CacheInfo(jnp.int32(0), segments, jnp.int32(length if context is None else context), segments if prefix else None)
+
+
+def next_place(
+    tokens_BT: Array, info: CacheInfo, weights_BT: Array | None, prefix_BT: Array | None = None
+) -> tuple[Place, CacheInfo]:
+    """Where the next tokens of each row stand, and what is known of the slots with theirs; see `Decoder.decode`."""
+    new = jnp.ones(tokens_BT.shape, jnp.int32) if weights_BT is None else (weights_BT > 0).astype(jnp.int32)
+    add = lambda slots, x: jax.lax.dynamic_update_slice_in_dim(slots, x, info.index, axis=1)  # noqa: E731
+    seen_B1 = jnp.sum(info.segments_BS, axis=1, keepdims=True)
+    positions = jnp.maximum(seen_B1 + jnp.cumsum(new, axis=1) - 1, 0)
+    prefix = info.prefix_BS
+    if prefix_BT is not None:
+        assert prefix is not None, "init_cache(prefix=True) is for decoding with a prefix"
+        prefix = add(prefix, prefix_BT.astype(jnp.int32))
+    return Place(positions, new), info._replace(segments_BS=add(info.segments_BS, new), prefix_BS=prefix)

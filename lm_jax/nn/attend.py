@@ -3,6 +3,7 @@
 What was asked for is computed or refused: there is no fallback to another backend than the one named, and no mask is dropped.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from lm_jax.core.local import ways
 from lm_jax.core.types import Array
 from lm_jax.nn.kernels.reference import reference
 from lm_jax.nn.kernels.ring import ring
-from lm_jax.nn.kernels.spec import ATTENTION, AttentionSpec, Tokens, visible
+from lm_jax.nn.kernels.spec import ATTENTION, AttentionSpec, Tokens, alibi, visible
 from lm_jax.nn.kernels.splash import BLOCK, splash
 
 
@@ -25,6 +26,7 @@ class Case(NamedTuple):
     spec: AttentionSpec
     dtype: Any
     head_dim: int
+    value_dim: int
     queries: int  # tokens in a row
     keys: int
     sequence: int  # over how many devices the tokens of a row are split
@@ -32,26 +34,30 @@ class Case(NamedTuple):
 
 
 class Backend(NamedTuple):
-    """`run(spec, q, k, v, queries, keys, sinks)`, and `refuses(case)`: why not, or None."""
+    """`run(spec, q, k, v, queries, keys, sinks, bias)`, and `refuses(case)`: why not, or None."""
 
     run: Callable[..., Array]
     refuses: Callable[[Case], str | None]
 
 
 def _dot_product(implementation: str) -> Callable[..., Array]:
-    def run(spec, q_BTNH, k_BSKH, v_BSKH, queries, keys, sinks_N):
-        window = None if spec.window is None else (spec.window - 1, 0 if spec.causal else spec.window - 1)
-        mask = None
-        if spec.segments:
-            only_segments = AttentionSpec(scale=spec.scale, causal=False, segments=True)
-            mask = visible(only_segments, queries, keys)[:, None, :, :]
+    def run(spec, q_BTNH, k_BSKH, v_BSKH, queries, keys, sinks_N, bias_NTS):
+        causal, window, mask = spec.causal and not spec.prefix, None, None
+        if spec.window is not None:
+            window = (spec.window - 1, 0 if causal else spec.window - 1)
+        if spec.segments or spec.prefix:
+            rest = dataclasses.replace(spec, causal=spec.prefix and spec.causal, window=None)
+            mask = visible(rest, queries, keys)[:, None, :, :]
+        if spec.alibi is not None:
+            bias_NTS = alibi(spec.alibi, q_BTNH.shape[2], queries.index, keys.index)
         return jax.nn.dot_product_attention(
             q_BTNH,
             k_BSKH,
             v_BSKH,
+            bias=None if bias_NTS is None else bias_NTS[None].astype(q_BTNH.dtype),
             mask=mask,
             scale=spec.scale,
-            is_causal=spec.causal,
+            is_causal=causal,
             local_window_size=window,
             implementation=implementation,
         )
@@ -62,6 +68,8 @@ def _dot_product(implementation: str) -> Callable[..., Array]:
 def _xla_refuses(case: Case) -> str | None:
     if case.spec.soft_cap is not None or case.spec.sinks:
         return "jax.nn.dot_product_attention has neither soft-cap nor sinks"
+    if case.value_dim != case.head_dim:
+        return f"values of size {case.value_dim} beside keys of {case.head_dim}"
     if case.sequence > 1:
         return "it cannot split the sequence"
     return None
@@ -82,6 +90,10 @@ def _splash_refuses(case: Case) -> str | None:
         return f"it needs a TPU, and this is a {case.platform}"
     if case.queries % BLOCK or case.keys % BLOCK:
         return f"it needs rows of a multiple of {BLOCK} tokens, not {case.queries} and {case.keys}"
+    if case.spec.prefix or case.spec.alibi is not None or case.spec.bias:
+        return "it has neither prefixes nor biases of scores"
+    if case.value_dim != case.head_dim:
+        return f"values of size {case.value_dim} beside keys of {case.head_dim}"
     if case.spec.cross and case.spec.segments:
         return "a query that sees no key is not defined"
     if case.sequence > 1:
@@ -89,12 +101,22 @@ def _splash_refuses(case: Case) -> str | None:
     return None
 
 
+def _ring_refuses(case: Case) -> str | None:
+    if case.spec.cross:
+        return "keys of another sequence do not travel"
+    return "a bias of scores does not travel" if case.spec.bias else None
+
+
+def _without_bias(run: Callable[..., Array]) -> Callable[..., Array]:
+    return lambda spec, q, k, v, queries, keys, sinks_N, bias_NTS: run(spec, q, k, v, queries, keys, sinks_N)
+
+
 BACKENDS = {
     "reference": Backend(reference, lambda case: None),
-    "ring": Backend(ring, lambda case: "keys of another sequence do not travel" if case.spec.cross else None),
+    "ring": Backend(_without_bias(ring), _ring_refuses),
     "xla": Backend(_dot_product("xla"), _xla_refuses),
     "cudnn": Backend(_dot_product("cudnn"), _cudnn_refuses),
-    "splash": Backend(splash, _splash_refuses),
+    "splash": Backend(_without_bias(splash), _splash_refuses),
 }
 IMPLEMENTATIONS = ("auto", *BACKENDS)
 
@@ -128,11 +150,13 @@ def attend(
     queries: Tokens,
     keys: Tokens,
     sinks_N: Array | None = None,
+    bias_NTS: Array | None = None,
 ) -> Array:
     """[B, T, N, H] in the dtype of `q_BTNH`, by the backend that `choose` gives; in a local view of this device's tokens."""
     assert spec.segments == (queries.segments is not None) == (keys.segments is not None)
-    assert spec.sinks == (sinks_N is not None)
-    lengths = q_BTNH.shape[1] * ways("sequence"), k_BSKH.shape[1] * ways("sequence")
-    case = Case(spec, q_BTNH.dtype, q_BTNH.shape[-1], *lengths, ways("sequence"), jax.default_backend())
+    assert (spec.sinks, spec.bias, spec.prefix) == tuple(x is not None for x in (sinks_N, bias_NTS, keys.prefix))
+    lengths = q_BTNH.shape[1] * ways("sequence"), k_BSKH.shape[1] * (1 if spec.cross else ways("sequence"))
+    sizes = q_BTNH.shape[-1], v_BSKH.shape[-1]
+    case = Case(spec, q_BTNH.dtype, *sizes, *lengths, ways("sequence"), jax.default_backend())
     name, _ = choose(implementation, case)
-    return checkpoint_name(BACKENDS[name].run(spec, q_BTNH, k_BSKH, v_BSKH, queries, keys, sinks_N), ATTENTION)
+    return checkpoint_name(BACKENDS[name].run(spec, q_BTNH, k_BSKH, v_BSKH, queries, keys, sinks_N, bias_NTS), ATTENTION)

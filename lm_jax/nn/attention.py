@@ -1,4 +1,4 @@
-"""Causal self-attention with grouped queries, and its key-value cache."""
+"""Attention with grouped queries, to the tokens of a row or to a memory, and its key-value cache."""
 
 import dataclasses
 from typing import NamedTuple
@@ -18,30 +18,15 @@ from lm_jax.nn.kernels.reference import masked_attention
 from lm_jax.nn.kernels.spec import AttentionSpec, Tokens
 from lm_jax.nn.linear import project
 from lm_jax.nn.norm import Norm, NormConfig
+from lm_jax.nn.place import CacheInfo, Place
 from lm_jax.nn.positions import RotaryConfig
 
 
-class Place(NamedTuple):
-    """Where the queries of a call stand. Shared by all layers."""
-
-    positions_BT: Array  # int32 [B, T] or [1, T]: the position within the document, for position embeddings
-    segments_BT: Array | None  # int32 [B, T]: the document within the row, 0 is padding; None: one document per row
-    rows_B: Array | None = None  # int32 [B]: which rows of the batch these are, -1 for none; None: those of this device, in order
-
-
-class Cache(NamedTuple):
-    """The keys and values of the past, one layer's or (with a leading axis) those of a whole stack."""
+class KeyValues(NamedTuple):
+    """Keys and values of the past, or of a memory."""
 
     keys: Array  # [B, S, K, H]
     values: Array  # [B, S, K, H]
-
-
-class CacheInfo(NamedTuple):
-    """What all layers' caches share."""
-
-    index: Array  # int32 []: how many slots are filled
-    segments_BS: Array  # int32 [B, S]: as in `Place`, for the slots
-    limit: Array  # int32 []: a query sees at most this many slots back, itself included
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -56,10 +41,14 @@ class AttentionConfig(Config):
     | qk_norm | a norm of every query and key head before the rotation | Dehghani et al. 2023, arXiv:2302.05442 |
     | qk_norm_whole | that norm is over all heads at once | OLMo 2, arXiv:2501.00656 |
     | clip | queries, keys and values are cut to [-clip, clip] before the rotation | DBRX, OLMo |
-    | window | a query sees only the last `window` tokens, itself included | Beltagy et al. 2020, arXiv:2004.05150 |
+    | causal | a query sees no token after it, but for those of a prefix (`Place.prefix_BT`) | |
+    | window | a query sees only tokens less than `window` away, itself included | Beltagy et al. 2020, arXiv:2004.05150 |
+    | chunk | a document is cut into chunks of as many tokens; a query sees only its own | Llama 4 |
+    | alibi | scores fall linearly with distance | Press et al. 2021, arXiv:2108.12409 |
     | soft_cap | scores pass through cap * tanh(score / cap) | Gemma 2, arXiv:2408.00118 |
     | scale | of the scores; None: head_dim ** -0.5 | |
     | bias, output_bias | on the query, key and value projections; on the output projection | |
+    | key_bias | on the key projection; None: as `bias`. It moves all scores of a query alike | Whisper, arXiv:2212.04356 |
     | sinks | a learned score per head that takes weight but has no value | arXiv:2309.17453 |
     | implementation | "auto", or a backend of `nn/attend.py` by name | |
     """
@@ -71,10 +60,14 @@ class AttentionConfig(Config):
     qk_norm: NormConfig | None = None
     qk_norm_whole: bool = False
     clip: float | None = None
+    causal: bool = True
     window: int | None = None
+    chunk: int | None = None
+    alibi: bool = False
     soft_cap: float | None = None
     scale: float | None = None
     bias: bool = False
+    key_bias: bool | None = None
     output_bias: bool = False
     sinks: bool = False
     implementation: str = "auto"
@@ -83,7 +76,7 @@ class AttentionConfig(Config):
         """Raises `ConfigError` where heads do not divide or the implementation is unknown."""
         check_choice("implementation", self.implementation, IMPLEMENTATIONS)
         check_positive(self, "num_heads")
-        for name in ("num_kv_heads", "head_dim", "clip", "window", "soft_cap", "scale"):
+        for name in ("num_kv_heads", "head_dim", "clip", "window", "chunk", "soft_cap", "scale"):
             if getattr(self, name) is not None:
                 check_positive(self, name)
         if self.num_heads % (self.num_kv_heads or self.num_heads):
@@ -101,16 +94,35 @@ class AttentionConfig(Config):
             )
         return width // self.num_heads
 
-    def spec(self, width: int, *, segments: bool) -> AttentionSpec:
-        """What the layer computes for inputs of `width`."""
-        scale = self.scale or self.size(width) ** -0.5
-        return AttentionSpec(scale=scale, window=self.window, soft_cap=self.soft_cap, segments=segments, sinks=self.sinks)
+    def check(self, width: int) -> None:
+        """Raises `ConfigError` where the heads do not divide `width`."""
+        self.size(width)
 
-    def cached_heads(self) -> int:
-        """How many key-value heads a cache holds on this device."""
-        if ways("heads") == ways("kv_heads"):
-            return (self.num_kv_heads or self.num_heads) // ways("kv_heads")
-        return self.num_heads // ways("heads")
+    def sizes(self, width: int) -> tuple[int, int]:
+        """Of the keys and of the values of a head."""
+        return self.size(width), self.size(width)
+
+    def spec(self, width: int, *, segments: bool, prefix: bool = False, bias: bool = False) -> AttentionSpec:
+        """What the layer computes for inputs of `width`."""
+        return AttentionSpec(
+            scale=self.scale or self.size(width) ** -0.5,
+            causal=self.causal,
+            window=self.window,
+            soft_cap=self.soft_cap,
+            segments=segments or self.chunk is not None,
+            sinks=self.sinks,
+            prefix=self.causal and prefix,
+            alibi=self.num_heads if self.alibi else None,
+            bias=bias,
+        )
+
+    def empty_cache(self, width: int, batch_size: int, length: int, dtype: jnp.dtype) -> KeyValues:
+        """Of this device's heads, for `batch_size` rows of up to `length` tokens."""
+        heads = (self.num_kv_heads or self.num_heads) // ways("kv_heads")
+        if ways("heads") != ways("kv_heads"):
+            heads = self.num_heads // ways("heads")
+        shape = (batch_size, length, heads, self.size(width))
+        return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     def norm_of_heads(self, rngs: nnx.Rngs, num_heads: int, size: int, axis: str) -> Norm | None:
         """That of queries or of keys: of each head, or of all `num_heads` at once."""
@@ -130,8 +142,8 @@ class AttentionConfig(Config):
         The scores are counted over the full square, or with `causal` over the visible half (or window) only.
         """
         N, K, H = self.num_heads, self.num_kv_heads or self.num_heads, self.size(width)
-        window = min(self.window or length, length)
-        seen = (length - (window - 1) / 2) * window / length if causal else length
+        window = min(self.window or length, self.chunk or length, length)
+        seen = (length - (window - 1) / 2) * window / length if causal and self.causal else length
         return 2 * width * H * (2 * N + 2 * K) + 4 * seen * N * H
 
 
@@ -147,7 +159,8 @@ class Attention(nnx.Module):
         self.value = param(rngs, init.linear(D), (D, K, H), ("embed", *kv))
         self.output = param(rngs, init.output(N * H, num_layers), (N, H, D), ("heads", "head_dim", "embed"))
         self.query_bias = param(rngs, zeros, (N, H), ("heads", "head_dim")) if config.bias else None
-        self.key_bias = param(rngs, zeros, (K, H), kv) if config.bias else None
+        has_key_bias = config.bias if config.key_bias is None else config.key_bias
+        self.key_bias = param(rngs, zeros, (K, H), kv) if has_key_bias else None
         self.value_bias = param(rngs, zeros, (K, H), kv) if config.bias else None
         self.output_bias = param(rngs, zeros, (D,), ("embed",)) if config.output_bias else None
         self.sinks = param(rngs, zeros, (N,), ("heads",)) if config.sinks else None
@@ -155,34 +168,70 @@ class Attention(nnx.Module):
         self.key_norm = config.norm_of_heads(rngs, K, H, "kv_heads")
 
     def __call__(
-        self, x_BTD: Array, place: Place, cache: Cache | None = None, info: CacheInfo | None = None
-    ) -> tuple[Array, Cache | None]:
+        self, x_BTD: Array, place: Place, cache: KeyValues | None = None, info: CacheInfo | None = None
+    ) -> tuple[Array, KeyValues | None]:
         """[B, T, D] to [B, T, D] in the dtype of `x_BTD`; with a cache also the cache with T slots more."""
-        x_BTD = all_gather(x_BTD, "residual", 1)
+        x_BTD, config = all_gather(x_BTD, "residual", 1), self.config
+        q_BTNH, (k_BTKH, v_BTKH) = self._queries(x_BTD), self._keys_values(x_BTD)
+        T = q_BTNH.shape[1]
+        if config.rotary is not None:
+            length = T * ways("sequence") if cache is None else cache.keys.shape[1]
+            q_BTNH = config.rotary.rotate(q_BTNH, place.positions_BT, length)
+            k_BTKH = config.rotary.rotate(k_BTKH, place.positions_BT, length)
+        k_BTKH, v_BTKH = self._for_these_heads(k_BTKH), self._for_these_heads(v_BTKH)
+        spec, sinks_N = config.spec(x_BTD.shape[-1], **place.has()), self._sinks(q_BTNH)
+        if cache is None or info is None:
+            tokens = Tokens(token_index(T), self._segments(place, len(x_BTD)), place.prefix_BT if spec.prefix else None)
+            y_BTNH = attend(config.implementation, spec, q_BTNH, k_BTKH, v_BTKH, tokens, tokens, sinks_N, place.bias_NTS)
+        else:
+            cache = KeyValues(write(cache.keys, k_BTKH, info.index), write(cache.values, v_BTKH, info.index))
+            mask, slots = cache_mask(info, place, config.window, config.chunk), jnp.arange(cache.keys.shape[1])
+            at = info.index + jnp.arange(T)
+            y_BTNH = masked_attention(spec, q_BTNH, *cache, mask, at, slots, sinks_N, place.bias_NTS)
+        return self._output(y_BTNH), cache
+
+    def remember(self, memory_BSD: Array) -> KeyValues:
+        """Keys and values of a memory, for `read`."""
+        keys, values = self._keys_values(memory_BSD)
+        return KeyValues(self._for_these_heads(keys), self._for_these_heads(values))
+
+    def read(self, x_BTD: Array, place: Place, memory: KeyValues, segments_BS: Array) -> Array:
+        """[B, T, D] to [B, T, D]: attention to a memory, of which each token sees its own segment."""
+        q_BTNH = self._queries(all_gather(x_BTD, "residual", 1))
+        config, size = self.config, x_BTD.shape[-1]
+        scale = config.scale or config.size(size) ** -0.5
+        spec = AttentionSpec(scale=scale, causal=False, soft_cap=config.soft_cap, segments=True, sinks=config.sinks, cross=True)
+        segments_BT = place.segments_BT
+        if segments_BT is None:
+            segments_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
+        queries = Tokens(token_index(q_BTNH.shape[1]), segments_BT)
+        keys = Tokens(jnp.arange(segments_BS.shape[1], dtype=jnp.int32), segments_BS)
+        return self._output(attend(config.implementation, spec, q_BTNH, *memory, queries, keys, self._sinks(q_BTNH)))
+
+    def _queries(self, x_BTD: Array) -> Array:
         q_BTNH = self._project(x_BTD, self.query, self.query_bias)
+        return self._clip(q_BTNH if self.query_norm is None else self.query_norm(q_BTNH))
+
+    def _keys_values(self, x_BTD: Array) -> tuple[Array, Array]:
         k_BTKH = self._project(x_BTD, self.key, self.key_bias)
         v_BTKH = self._project(x_BTD, self.value, self.value_bias)
-        if self.query_norm is not None and self.key_norm is not None:
-            q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
-        if self.config.clip is not None:
-            q_BTNH, k_BTKH, v_BTKH = (jnp.clip(x, -self.config.clip, self.config.clip) for x in (q_BTNH, k_BTKH, v_BTKH))
-        if self.config.rotary is not None:
-            q_BTNH = self.config.rotary.rotate(q_BTNH, place.positions_BT)
-            k_BTKH = self.config.rotary.rotate(k_BTKH, place.positions_BT)
-        k_BTKH, v_BTKH = self._for_these_heads(k_BTKH), self._for_these_heads(v_BTKH)
-        spec = self.config.spec(x_BTD.shape[-1], segments=place.segments_BT is not None)
-        sinks_N = None if self.sinks is None else weight(self.sinks, q_BTNH, jnp.float32)
-        if cache is None or info is None:
-            tokens = Tokens(token_index(q_BTNH.shape[1]), place.segments_BT)
-            y_BTNH = attend(self.config.implementation, spec, q_BTNH, k_BTKH, v_BTKH, tokens, tokens, sinks_N)
-        else:
-            cache = Cache(_write(cache.keys, k_BTKH, info.index), _write(cache.values, v_BTKH, info.index))
-            mask = _cache_mask(info, place, spec.window)
-            y_BTNH = masked_attention(q_BTNH, cache.keys, cache.values, mask, spec.scale, spec.soft_cap, sinks_N)
+        return self._clip(k_BTKH if self.key_norm is None else self.key_norm(k_BTKH)), self._clip(v_BTKH)
+
+    def _clip(self, x: Array) -> Array:
+        return x if self.config.clip is None else jnp.clip(x, -self.config.clip, self.config.clip)
+
+    def _segments(self, place: Place, num_rows: int) -> Array | None:
+        if self.config.chunk is None:
+            return place.segments_BT
+        one = jnp.ones((num_rows, place.positions_BT.shape[1]), jnp.int32)
+        return chunks(one if place.segments_BT is None else place.segments_BT, place.positions_BT, self.config.chunk)
+
+    def _sinks(self, q_BTNH: Array) -> Array | None:
+        return None if self.sinks is None else weight(self.sinks, q_BTNH, jnp.float32)
+
+    def _output(self, y_BTNH: Array) -> Array:
         y_BTD = sum_into(project("BTNH,NHD->BTD", y_BTNH, self.output), "heads", 1, "residual")
-        if self.output_bias is not None:
-            y_BTD = y_BTD + weight(self.output_bias, y_BTD)[None, None, :]
-        return y_BTD, cache
+        return y_BTD if self.output_bias is None else y_BTD + weight(self.output_bias, y_BTD)[None, None, :]
 
     def _project(self, x_BTD: Array, matrix: nnx.Param, bias: nnx.Param | None) -> Array:
         y_BTNH = project("BTD,DNH->BTNH", x_BTD, matrix)
@@ -199,15 +248,31 @@ class Attention(nnx.Module):
         return jnp.take(k_BTKH, (index("heads") * queries + jnp.arange(queries)) // group, axis=2)
 
 
-def _write(slots: Array, new: Array, index: Array) -> Array:
+def write(slots: Array, new: Array, index: Array) -> Array:
+    """The slots [B, S, ...] with `new` [B, T, ...] from `index` on."""
     return jax.lax.dynamic_update_slice_in_dim(slots, new, index, axis=1)
 
 
-def _cache_mask(info: CacheInfo, place: Place, window: int | None) -> Array:
+def cache_mask(info: CacheInfo, place: Place, window: int | None, chunk: int | None) -> Array:
+    """bool [B, T, S]: which slots of a cache the new tokens see."""
     T, S = place.positions_BT.shape[1], info.segments_BS.shape[1]
     assert place.segments_BT is not None
     t, s = info.index + jnp.arange(T)[:, None], jnp.arange(S)[None, :]
     reach = info.limit if window is None else jnp.minimum(info.limit, window)
-    mask = (s <= t) & (t - s < reach)
-    same = place.segments_BT[:, :, None] == info.segments_BS[:, None, :]
-    return mask[None, :, :] & same
+    mask = (s <= t)[None, :, :]
+    if info.prefix_BS is not None:
+        mask = mask | (info.prefix_BS > 0)[:, None, :]
+    mask = mask & (jnp.abs(t - s) < reach)[None, :, :]
+    own, others = place.segments_BT, info.segments_BS
+    if chunk is not None:
+        positions_BS = jnp.cumsum(others > 0, axis=1) - 1
+        own, others = chunks(own, place.positions_BT, chunk), chunks(others, positions_BS, chunk)
+    return mask & (own[:, :, None] == others[:, None, :])
+
+
+def chunks(segments_BT: Array, positions_BT: Array, chunk: int) -> Array:
+    """int32 [B, T]: a number for each chunk of a document, as if it was a document of its own; 0 is padding.
+
+    There can be 2^15 chunks of 2^16 documents.
+    """
+    return jnp.where(segments_BT > 0, segments_BT * 2**15 + positions_BT // chunk, 0)

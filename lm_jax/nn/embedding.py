@@ -11,7 +11,7 @@ from flax import nnx
 from lm_jax.core.config import Config
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import index, part, sum_into, vary, varying
-from lm_jax.core.param import Shards, gather, param, scatter, shards
+from lm_jax.core.param import Shards, gather, param, scatter, shards, weight
 from lm_jax.core.types import Array
 from lm_jax.nn.dropout import dropout
 from lm_jax.nn.init import Init
@@ -21,18 +21,22 @@ from lm_jax.nn.positions import PositionTableConfig
 
 @dataclasses.dataclass(kw_only=True)
 class EmbeddingConfig(Config):
-    """A table of token vectors, plus optionally position vectors, a norm and dropout.
+    """A table of token vectors, plus optionally position vectors, vectors of token types, a norm and dropout.
 
-    `scale` multiplies the token vectors (Gemma: sqrt(width)).
+    `scale` multiplies the token vectors (Gemma: sqrt(width)). `token_types` is the number of types (BERT, arXiv:1810.04805: the
+    first and the second sentence); a batch without any has type 0.
     """
 
     positions: PositionTableConfig | None = None
+    token_types: int = 0
     scale: float = 1.0
     norm: NormConfig | None = None
     dropout: float = 0.0
 
     def validate(self) -> None:
-        """Raises `ConfigError` for a dropout rate outside [0, 1)."""
+        """Raises `ConfigError` for a dropout rate outside [0, 1) or a negative number of types."""
+        if self.token_types < 0:
+            raise ConfigError(f"token_types={self.token_types} must not be negative")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")
 
@@ -48,10 +52,14 @@ class Embedding(nnx.Module):
         self.config = config
         self.table = param(rngs, init.embedding(), (vocab_size, width), ("vocab", "embed"))
         self.positions = None if config.positions is None else config.positions.build(rngs, width, init)
+        types = (config.token_types, width), ("positions", "embed")
+        self.token_types = param(rngs, init.embedding(), *types) if config.token_types else None
         self.norm = None if config.norm is None else config.norm.build(rngs, width)
 
-    def __call__(self, tokens_BT: Array, positions_BT: Array, dtype: jnp.dtype, key: Array | None) -> Array:
-        """Vectors [B, T, D] of `dtype` for int32 ids [B, T] at positions [B, T] or [1, T]."""
+    def __call__(
+        self, tokens_BT: Array, positions_BT: Array, dtype: jnp.dtype, key: Array | None, types_BT: Array | None = None
+    ) -> Array:
+        """Vectors [B, T, D] of `dtype` for int32 ids [B, T] of types [B, T] at positions [B, T] or [1, T]."""
         size = self.table.shape[0]  # this device's part of the vocabulary
         x_BTD = _look_up(self.table[...], tokens_BT - index("vocab") * size, dtype, shards(self.table))
         x_BTD = sum_into(x_BTD, "vocab", 1, "residual")
@@ -59,6 +67,10 @@ class Embedding(nnx.Module):
             x_BTD = x_BTD * jnp.asarray(self.config.scale, dtype)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(part(positions_BT, "residual", 1), x_BTD)
+        if self.token_types is not None:
+            table = weight(self.token_types, x_BTD)
+            types_BT = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
+            x_BTD = x_BTD + table.at[part(types_BT, "residual", 1)].get(mode="clip")
         if self.norm is not None:
             x_BTD = self.norm(x_BTD)
         return dropout(x_BTD, self.config.dropout, key)

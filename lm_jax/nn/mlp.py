@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm_jax.core.config import Config, check_choice, check_positive
+from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import all_gather, sum_into
 from lm_jax.core.param import param, weight
 from lm_jax.core.types import Array, Aux
-from lm_jax.nn.attention import Place
 from lm_jax.nn.init import Init, zeros
 from lm_jax.nn.linear import project
+from lm_jax.nn.place import Place
 
 
 def relu_squared(x: Array) -> Array:
@@ -36,22 +37,38 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class MLPConfig(Config):
     """`down(act(up(x)))`, or with a gate `down(act(gate(x)) * up(x))` (Shazeer 2020, arXiv:2002.05202).
 
-    SwiGLU is a gated "silu", GEGLU a gated "gelu" or "gelu_tanh".
+    SwiGLU is a gated "silu", GEGLU a gated "gelu" or "gelu_tanh". With a `limit`, gates are cut to at most that and what they
+    multiply to [-limit, limit], and `shift` is added to it: limit 7, shift 1, "gelu_quick" in gpt-oss (arXiv:2508.10925).
     """
 
     hidden: int = 3072
     activation: str = "gelu_tanh"
     gated: bool = False
     bias: bool = False
+    limit: float | None = None
+    shift: float = 0.0
 
     def validate(self) -> None:
-        """Raises `ConfigError` for an unknown activation or a non-positive width."""
+        """Raises `ConfigError` for an unknown activation, a non-positive width, or a limit without a gate."""
         check_choice("activation", self.activation, tuple(ACTIVATIONS))
         check_positive(self, "hidden")
+        if self.limit is not None:
+            check_positive(self, "limit")
+        if not self.gated and (self.limit is not None or self.shift):
+            raise ConfigError(f"limit={self.limit} and shift={self.shift} are for gated=True")
 
     def build(self, rngs: nnx.Rngs, width: int, init: Init, num_layers: int) -> "MLP":
         """The layer for inputs of `width`, in a stack of `num_layers`."""
         return MLP(self, rngs, width, init, num_layers)
+
+    def act(self, up: Array, gate: Array | None) -> Array:
+        """The hidden units of the two products, elementwise."""
+        act = ACTIVATIONS[self.activation]
+        if gate is None:
+            return act(up)
+        if self.limit is not None:
+            up, gate = jnp.clip(up, -self.limit, self.limit), jnp.minimum(gate, self.limit)
+        return act(gate) * (up + self.shift if self.shift else up)
 
     def flops_per_token(self, width: int) -> int:
         """Matrix-product FLOPs of one forward pass over one token (a multiply-add is 2)."""
@@ -73,18 +90,14 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BTD: Array, place: Place) -> tuple[Array, Aux]:
         """[B, T, D] to [B, T, D] in the dtype of `x_BTD`."""
-        act = ACTIVATIONS[self.config.activation]
         x_BTD = all_gather(x_BTD, "residual", 1)
-        h_BTF = project("BTD,DF->BTF", x_BTD, self.up)
+        up_BTF = project("BTD,DF->BTF", x_BTD, self.up)
         if self.up_bias is not None:
-            h_BTF = h_BTF + weight(self.up_bias, h_BTF)[None, None, :]
-        if self.gate is None:
-            h_BTF = act(h_BTF)
-        else:
-            gate_BTF = project("BTD,DF->BTF", x_BTD, self.gate)
-            if self.gate_bias is not None:
-                gate_BTF = gate_BTF + weight(self.gate_bias, gate_BTF)[None, None, :]
-            h_BTF = act(gate_BTF) * h_BTF
+            up_BTF = up_BTF + weight(self.up_bias, up_BTF)[None, None, :]
+        gate_BTF = None if self.gate is None else project("BTD,DF->BTF", x_BTD, self.gate)
+        if gate_BTF is not None and self.gate_bias is not None:
+            gate_BTF = gate_BTF + weight(self.gate_bias, gate_BTF)[None, None, :]
+        h_BTF = self.config.act(up_BTF, gate_BTF)
         y_BTD = sum_into(project("BTF,FD->BTD", h_BTF, self.down), "mlp", 1, "residual")
         if self.down_bias is not None:
             y_BTD = y_BTD + weight(self.down_bias, y_BTD)[None, None, :]

@@ -12,13 +12,13 @@ from flax import nnx
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import all_sum, exchange, gather_for, index, overlap, settle, sum_into, vary, varying, ways
-from lm_jax.core.param import param
+from lm_jax.core.param import param, weight
 from lm_jax.core.types import Array, Aux, Mean
-from lm_jax.nn.attention import Place
-from lm_jax.nn.init import Init
+from lm_jax.nn.init import Init, zeros
 from lm_jax.nn.kernels.grouped import GROUPED
 from lm_jax.nn.linear import project, project_groups
-from lm_jax.nn.mlp import ACTIVATIONS, MLPConfig
+from lm_jax.nn.mlp import MLPConfig
+from lm_jax.nn.place import Place
 from lm_jax.nn.router import TOKENS, RouterConfig, Routing
 
 
@@ -34,6 +34,7 @@ class MoEConfig(Config):
     | room | dropless: a device takes this many times the even share from each other; what later tokens want above is dropped. | |
     |  | None: all | |
     | shared | a feed-forward layer that every token uses too | DeepSeekMoE, arXiv:2401.06066 |
+    | shared_gate | times the sigmoid of a projection of the token | Qwen2-MoE, arXiv:2407.10671 |
     | implementation | of the dropless products: "auto", "ragged" or "blocks" (`nn/kernels/grouped.py`) | |
 
     Where experts are split over devices that hold different tokens, with a capacity or room the tokens travel to their experts
@@ -47,6 +48,7 @@ class MoEConfig(Config):
     capacity_factor: float | None = None
     room: float | None = None
     shared: MLPConfig | None = None
+    shared_gate: bool = False
     implementation: str = "auto"
 
     def validate(self) -> None:
@@ -56,10 +58,13 @@ class MoEConfig(Config):
         for name in ("capacity_factor", "room"):
             if getattr(self, name) is not None:
                 check_positive(self, name)
-        if self.router.top_k > self.num_experts:
-            raise ConfigError(f"router.top_k={self.router.top_k} is above num_experts={self.num_experts}")
-        if self.expert.bias:
-            raise ConfigError("expert.bias=True is not supported; set it to False")
+        router = self.router
+        if self.num_experts % router.groups:
+            raise ConfigError(f"num_experts={self.num_experts} is not divisible by router.groups={router.groups}")
+        if router.top_k > (num := self.num_experts // router.groups * router.top_groups):
+            raise ConfigError(f"router.top_k={router.top_k} is above the {num} experts to choose from")
+        if self.shared_gate and self.shared is None:
+            raise ConfigError("shared_gate=True is for a shared layer, and there is none")
         if self.capacity_factor is not None and self.room is not None:
             raise ConfigError("room is for dropless experts: give it or capacity_factor, not both")
 
@@ -69,7 +74,7 @@ class MoEConfig(Config):
 
     def flops_per_token(self, width: int) -> int:
         """Matrix-product FLOPs of one forward pass over one token: of the experts that it uses, the router and what is shared."""
-        shared = 0 if self.shared is None else self.shared.flops_per_token(width)
+        shared = 0 if self.shared is None else self.shared.flops_per_token(width) + (2 * width if self.shared_gate else 0)
         return self.router.top_k * self.expert.flops_per_token(width) + 2 * width * self.num_experts + shared
 
     def capacity(self, length: int) -> int:
@@ -89,7 +94,12 @@ class MoE(nnx.Module):
         self.up = param(rngs, init.linear(D), (E, D, F), into)
         self.gate = param(rngs, init.linear(D), (E, D, F), into) if config.expert.gated else None
         self.down = param(rngs, init.output(F, num_layers), (E, F, D), out)
+        biases, gated = config.expert.bias, config.expert.bias and config.expert.gated
+        self.up_bias = param(rngs, zeros, (E, F), ("experts", "expert_mlp")) if biases else None
+        self.gate_bias = param(rngs, zeros, (E, F), ("experts", "expert_mlp")) if gated else None
+        self.down_bias = param(rngs, zeros, (E, D), ("experts", "expert_embed")) if biases else None
         self.shared = None if config.shared is None else config.shared.build(rngs, width, init, num_layers)
+        self.shared_gate = param(rngs, init.linear(D), (D, 1), ("embed", "router")) if config.shared_gate else None
 
     def __call__(self, x_BTD: Array, place: Place) -> tuple[Array, Aux]:
         """[B, T, D] to [B, T, D] in the dtype of `x_BTD`; the router's `Aux` with "dropped", the share of choices not computed."""
@@ -100,6 +110,8 @@ class MoE(nnx.Module):
         aux = aux + Aux(jnp.zeros((), jnp.float32), {"dropped": Mean(dropped, wanted)})
         if self.shared is not None:
             shared, more = self.shared(x_BTD, place)
+            if self.shared_gate is not None:
+                shared = shared * jax.nn.sigmoid(project("BTD,DE->BTE", x_BTD, self.shared_gate))
             y_BTD, aux = y_BTD + shared, aux + more
         return y_BTD, aux
 
@@ -124,7 +136,12 @@ class MoE(nnx.Module):
             x_ECD = jax.lax.dynamic_slice_in_dim(x_ECD, first, own, 0)
             slots_nk = _within(slots_nk - first * B * C, own * B * C)
         x_ECD = gather_for(x_ECD, "expert_mlp", 1, *TOKENS)
-        y_ECD = self._experts(lambda x, w, axes: project(f"EC{axes[0]},E{axes}->EC{axes[1]}", x, w), x_ECD)
+
+        def product(x: Array, matrix: nnx.Param, bias: nnx.Param | None, axes: str) -> Array:
+            y = project(f"EC{axes[0]},E{axes}->EC{axes[1]}", x, matrix)
+            return y if bias is None else y + self._bias(bias, y)[:, None, :]
+
+        y_ECD = self._experts(product, x_ECD)
         y_ECD = sum_into(y_ECD, "expert_mlp", 1, *TOKENS)
         y_ECD = exchange(y_ECD, "experts", 1, 0) if travel else y_ECD
         y_nD = _from_slots(y_ECD.reshape(-1, D), slots_nk, routing.gates.reshape(B * T, k))
@@ -174,14 +191,24 @@ class MoE(nnx.Module):
         keys_A, numbers = experts_nk.reshape(-1)[order_A], jnp.arange(own, dtype=experts_nk.dtype)
         sizes_E = jnp.diff(jnp.searchsorted(keys_A, numbers, side="right").astype(jnp.int32), prepend=0)
         x_MD = _to_slots(x_nD, slots_nk, num_rows)
-        y_MD = self._experts(lambda x, w, axes: project_groups(x, sizes_E, w, self.config.implementation), x_MD)
+        expert_M = jnp.searchsorted(jnp.cumsum(sizes_E), jnp.arange(num_rows), side="right")
+
+        def product(x: Array, matrix: nnx.Param, bias: nnx.Param | None, axes: str) -> Array:
+            y = project_groups(x, sizes_E, matrix, self.config.implementation)
+            return y if bias is None else y + self._bias(bias, y).at[expert_M].get(mode="clip")
+
+        y_MD = self._experts(product, x_MD)
         return sum_into(_from_slots(y_MD, slots_nk, gates_nk), "expert_mlp", 0, *TOKENS)
 
-    def _experts(self, product: Callable[[Array, nnx.Param, str], Array], x: Array) -> Array:
-        act = ACTIVATIONS[self.config.expert.activation]
-        h = product(x, self.up, "DF")
-        h = act(h) if self.gate is None else act(product(x, self.gate, "DF")) * h
-        return product(h, self.down, "FD")
+    def _experts(self, product: Callable[[Array, nnx.Param, nnx.Param | None, str], Array], x: Array) -> Array:
+        up = product(x, self.up, self.up_bias, "DF")
+        gate = None if self.gate is None else product(x, self.gate, self.gate_bias, "DF")
+        return product(self.config.expert.act(up, gate), self.down, self.down_bias, "FD")
+
+    def _bias(self, bias: nnx.Param, like: Array) -> Array:
+        """[E, ...]; where the widths of experts are split, the first device adds that of the output, which is then summed."""
+        value = weight(bias, like)
+        return jnp.where(index("expert_mlp") == 0, value, 0) if bias is self.down_bias else value
 
 
 def _places_in_queues(queues_A: Array, num_queues: int) -> Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lm_jax.core.local import all_sum, gather_for, index, mesh_axes, sum_into, vary, varying
 from lm_jax.core.types import Array, Aux
-from lm_jax.nn.attention import Place
+from lm_jax.nn.place import Place
 
 
 class Schedule(NamedTuple):
@@ -70,16 +70,17 @@ def pipeline(stage: Stage, x_BTD: Array, place: Place, caches: Any, schedule: Sc
 
     rows = index("batch") * x_BTD.shape[0] + jnp.arange(x_BTD.shape[0], dtype=jnp.int32)
     positions = jnp.broadcast_to(place.positions_BT, x_BTD.shape[:1] + place.positions_BT.shape[1:])
-    x_MBTD, places = cut(x_BTD), jax.tree.map(cut, Place(positions, place.segments_BT, rows))
+    of_rows = place._replace(positions_BT=positions, rows_B=rows, bias_NTS=None)
+    x_MBTD, places = cut(x_BTD), jax.tree.map(cut, of_rows)
 
     def tick(carry, t):
         x_BTD, caches = carry
         number, micro_batch, busy = schedule.work(t, me)
         now = jnp.clip(micro_batch, 0, M - 1)
         x_BTD = jnp.where((me == 0) & (number == 0), x_MBTD[now], x_BTD)
-        place = jax.tree.map(lambda x: x[now], places)
-        place = place._replace(rows_B=jnp.where(busy, place.rows_B, -1))
-        y_BTD, new, aux = stage(x_BTD, place, number, caches)
+        mine = jax.tree.map(lambda x: x[now], places)
+        mine = mine._replace(rows_B=jnp.where(busy, mine.rows_B, -1), bias_NTS=place.bias_NTS)
+        y_BTD, new, aux = stage(x_BTD, mine, number, caches)
         caches = jax.tree.map(lambda new, old: jnp.where(busy, new, old), new, caches)
         return (_to_next(y_BTD), caches), (y_BTD, aux)
 

@@ -32,13 +32,14 @@ class RotaryConfig(Config):
         if self.base <= 1 or not 0 < self.fraction <= 1:
             raise ConfigError(f"base={self.base} must be above 1 and fraction={self.fraction} in (0, 1]")
 
-    def rotate(self, x_BTNH: Array, positions_BT: Array) -> Array:
+    def rotate(self, x_BTNH: Array, positions_BT: Array, length: int) -> Array:
         """Turns pair i by `position * base ** (-2 i / r)`, or as `scaling` has it; same shape and dtype.
 
-        `positions_BT` is int32 [B, T] or [1, T]. Angles are taken in float32.
+        `positions_BT` is int32 [B, T] or [1, T], `length` the number of tokens in a whole row, or of slots in the cache. Angles
+        are taken in float32.
         """
         turned = int(x_BTNH.shape[-1] * self.fraction) // 2 * 2
-        frequency = unscaled(self.base, turned) if self.scaling is None else self.scaling.frequencies(self.base, turned)
+        frequency = unscaled(self.base, turned) if self.scaling is None else self.scaling.frequencies(self.base, turned, length)
         frequency = jnp.asarray(frequency, jnp.float32)
         angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency[None, None, None, :]
         cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -57,16 +58,19 @@ class PositionTableConfig(Config):
     """A table of position vectors that is added to the token embeddings.
 
     "learned" (GPT-2), or "sinusoidal" (Vaswani et al. 2017, arXiv:1706.03762, section 3.5): fixed, sines in the even and
-    cosines in the odd columns.
+    cosines in the odd columns. `offset` is the row of position 0 (2 in RoBERTa: the rows before it stand for padding).
     """
 
     kind: str = "learned"
     length: int = 1024
+    offset: int = 0
 
     def validate(self) -> None:
         """Raises `ConfigError` for an unknown kind or an empty table."""
         check_choice("kind", self.kind, ("learned", "sinusoidal"))
         check_positive(self, "length")
+        if not 0 <= self.offset < self.length:
+            raise ConfigError(f"offset={self.offset} must be from 0 to below length={self.length}")
 
     def build(self, rngs: nnx.Rngs, width: int, init: Init) -> "PositionTable":
         """The table of `length` positions of `width`."""
@@ -88,7 +92,7 @@ class PositionTable(nnx.Module):
             table = jnp.asarray(sinusoids(self.config.length, self.width), like.dtype)
         else:
             table = weight(self.table, like)
-        return table.at[positions_BT].get(mode="clip")
+        return table.at[positions_BT + self.config.offset if self.config.offset else positions_BT].get(mode="clip")
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:

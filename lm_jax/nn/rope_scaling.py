@@ -22,9 +22,10 @@ class RopeScaling(Config):
         """See the class."""
         return 1.0
 
-    def frequencies(self, base: float, size: int) -> np.ndarray:
-        """float64 [size / 2]: the angle that each pair of a head's `size` elements turns from one position to the next."""
-        raise NotImplementedError(f"{type(self).__name__} is no scaling; use LinearRope, NTKRope, Llama3Rope or YarnRope")
+    def frequencies(self, base: float, size: int, length: int) -> np.ndarray:
+        """float64 [size / 2]: the angle that each pair of a head's `size` elements turns from one position to the next, in a row
+        of `length` tokens."""
+        raise NotImplementedError(f"{type(self).__name__} is no scaling; use LinearRope, NTKRope, Llama3Rope, YarnRope or LongRope")
 
 
 def unscaled(base: float, size: int) -> np.ndarray:
@@ -42,7 +43,7 @@ class LinearRope(RopeScaling):
         """Raises `ConfigError` for a factor below 1."""
         _check_factor(self.factor)
 
-    def frequencies(self, base: float, size: int) -> np.ndarray:
+    def frequencies(self, base: float, size: int, length: int) -> np.ndarray:
         """See `RopeScaling.frequencies`."""
         return unscaled(base, size) / self.factor
 
@@ -57,7 +58,7 @@ class NTKRope(RopeScaling):
         """Raises `ConfigError` for a factor below 1."""
         _check_factor(self.factor)
 
-    def frequencies(self, base: float, size: int) -> np.ndarray:
+    def frequencies(self, base: float, size: int, length: int) -> np.ndarray:
         """See `RopeScaling.frequencies`."""
         return unscaled(base * self.factor ** (size / (size - 2)), size)
 
@@ -78,7 +79,7 @@ class Llama3Rope(RopeScaling):
         if self.high <= self.low:
             raise ConfigError(f"high={self.high} must be above low={self.low}")
 
-    def frequencies(self, base: float, size: int) -> np.ndarray:
+    def frequencies(self, base: float, size: int, length: int) -> np.ndarray:
         """See `RopeScaling.frequencies`."""
         frequency = unscaled(base, size)
         turns = self.length * frequency / (2 * math.pi)  # in a row of `length`
@@ -113,7 +114,7 @@ class YarnRope(RopeScaling):
         """See `RopeScaling`."""
         return 0.1 * math.log(self.factor) + 1.0 if self.attention is None else self.attention
 
-    def frequencies(self, base: float, size: int) -> np.ndarray:
+    def frequencies(self, base: float, size: int, length: int) -> np.ndarray:
         """See `RopeScaling.frequencies`."""
         first, last = (size * math.log(self.length / (n * 2 * math.pi)) / (2 * math.log(base)) for n in (self.fast, self.slow))
         if self.truncate:
@@ -121,6 +122,40 @@ class YarnRope(RopeScaling):
         first, last = max(first, 0), min(last, size - 1)
         stretched = np.clip((np.arange(size // 2) - first) / max(last - first, 1e-3), 0.0, 1.0)
         return unscaled(base, size) * (1 - stretched + stretched / self.factor)
+
+
+@dataclasses.dataclass(kw_only=True)
+class LongRope(RopeScaling):
+    """Frequencies divided by searched numbers, one for each pair: by those of `long` in rows above `length` tokens, else by
+    those of `short` (LongRoPE, Ding et al. 2024, arXiv:2402.13753; Phi-3, arXiv:2404.14219).
+
+    The choice is that of a whole row, or in decoding of a whole cache, so that one text is never read in two ways.
+    `attention`: the amplitude; None: sqrt(1 + ln(factor) / ln(length)).
+    """
+
+    short: tuple[float, ...] = ()
+    long: tuple[float, ...] = ()
+    length: int = 4096
+    factor: float = 32.0
+    attention: float | None = None
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for numbers that are not as many, or not positive."""
+        _check_factor(self.factor)
+        check_positive(self, "length")
+        if len(self.short) != len(self.long) or min((*self.short, *self.long), default=0) <= 0:
+            raise ConfigError(f"short and long must be as many numbers above 0; they are {len(self.short)} and {len(self.long)}")
+
+    @property
+    def amplitude(self) -> float:
+        """See `RopeScaling`."""
+        return math.sqrt(1 + math.log(self.factor) / math.log(self.length)) if self.attention is None else self.attention
+
+    def frequencies(self, base: float, size: int, length: int) -> np.ndarray:
+        """See `RopeScaling.frequencies`. Raises `ConfigError` where there are not size / 2 numbers."""
+        if len(self.short) != size // 2:
+            raise ConfigError(f"short and long have {len(self.short)} numbers, but heads {size // 2} pairs that turn")
+        return unscaled(base, size) / np.array(self.long if length > self.length else self.short)
 
 
 def _check_factor(factor: float) -> None:

@@ -12,9 +12,9 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import all_sum, part, vary, varying
 from lm_jax.core.param import param, weight
 from lm_jax.core.types import Array, Aux, Mean
-from lm_jax.nn.attention import Place
 from lm_jax.nn.init import Init, zeros
 from lm_jax.nn.linear import project
+from lm_jax.nn.place import Place
 
 ROW = ("sequence", "residual")
 TOKENS = ("batch", *ROW)  # what splits the tokens of the residual stream
@@ -27,8 +27,11 @@ class RouterConfig(Config):
     | field | what | source |
     |---|---|---|
     | scores | "softmax" over the experts, or "sigmoid" of each | Mixtral, arXiv:2401.04088; DeepSeek-V3, arXiv:2412.19437 |
-    | renormalize | the gates of a token sum to 1 | |
+    | renormalize | the gates of a token sum to 1: with "softmax" one over the chosen experts only | Mixtral, gpt-oss |
     | scale | multiplies the gates | DeepSeek-V3: 2.5 |
+    | bias | on the scores, before all else | gpt-oss, arXiv:2508.10925 |
+    | groups, top_groups | the choice is among the experts of the `top_groups` best of as many equal groups; that of a group is | |
+    |  | the sum of its two best scores | DeepSeek-V3, 2.1.2 |
     | load_balance | weight of E sum_e f_e P_e: f the share of choices, P the mean score; 1 where even | arXiv:2101.03961, eq. 4 |
     | balance_over | f and P of the "batch": all tokens of a micro-batch, on all devices; or of each "row" | DeepSeek-V3, eq. 17 |
     | z_loss | weight of the mean of logsumexp(logits)^2 | ST-MoE, arXiv:2202.08906, eq. 5 |
@@ -42,6 +45,9 @@ class RouterConfig(Config):
     scores: str = "softmax"
     renormalize: bool = True
     scale: float = 1.0
+    bias: bool = False
+    groups: int = 1
+    top_groups: int = 1
     load_balance: float = 0.01
     balance_over: str = "batch"
     z_loss: float = 0.001
@@ -51,7 +57,9 @@ class RouterConfig(Config):
         """Raises `ConfigError` for an unknown score or a number out of range."""
         check_choice("scores", self.scores, ("softmax", "sigmoid"))
         check_choice("balance_over", self.balance_over, ("batch", "row"))
-        check_positive(self, "top_k", "scale")
+        check_positive(self, "top_k", "scale", "groups", "top_groups")
+        if self.top_groups > self.groups:
+            raise ConfigError(f"top_groups={self.top_groups} is above groups={self.groups}")
         if self.load_balance < 0 or self.z_loss < 0:
             raise ConfigError(f"load_balance={self.load_balance} and z_loss={self.z_loss} must not be negative")
 
@@ -74,6 +82,7 @@ class Router(nnx.Module):
     def __init__(self, config: RouterConfig, rngs: nnx.Rngs, width: int, num_experts: int, init: Init):
         self.config = config
         self.matrix = param(rngs, init.linear(width), (width, num_experts), ("embed", "router"))
+        self.bias = param(rngs, zeros, (num_experts,), ("router",)) if config.bias else None
         self.balance = param(rngs, zeros, (num_experts,), ("balance",)) if config.balance_bias else None
 
     def __call__(self, x_BTD: Array, place: Place) -> tuple[Routing, Aux]:
@@ -83,12 +92,14 @@ class Router(nnx.Module):
         """
         config = self.config
         logits_BTE = project("BTD,DE->BTE", x_BTD.astype(jnp.float32), self.matrix)
+        if self.bias is not None:
+            logits_BTE = logits_BTE + weight(self.bias, logits_BTE)[None, None, :]
         scores_BTE = jax.nn.softmax(logits_BTE) if config.scores == "softmax" else jax.nn.sigmoid(logits_BTE)
         ranking = scores_BTE
         if self.balance is not None:
             bias = weight(self.balance, logits_BTE)
             ranking = ranking + bias[None, None, :]
-        _, experts = jax.lax.top_k(jax.lax.stop_gradient(ranking), config.top_k)
+        _, experts = jax.lax.top_k(self._among_groups(jax.lax.stop_gradient(ranking)), config.top_k)
         real = jnp.ones(experts.shape[:2], bool)
         if place.segments_BT is not None:
             real = jnp.broadcast_to(part(place.segments_BT, "residual", 1) > 0, real.shape)
@@ -103,6 +114,16 @@ class Router(nnx.Module):
         if self.balance is not None:
             gates = _with_load(gates, bias, jnp.sum(chosen_BE, axis=0))
         return Routing(experts, gates, real), self._aux(logits_BTE, scores_BTE, chosen_BE, real)
+
+    def _among_groups(self, ranking_BTE: Array) -> Array:
+        """The ranking, with none for the experts of groups that are not chosen."""
+        if self.config.groups == self.config.top_groups:
+            return ranking_BTE
+        by_group = ranking_BTE.reshape(*ranking_BTE.shape[:2], self.config.groups, -1)
+        best = jax.lax.top_k(by_group, min(2, by_group.shape[-1]))[0].sum(axis=-1)
+        _, chosen = jax.lax.top_k(best, self.config.top_groups)
+        kept = jnp.any(jnp.arange(self.config.groups)[None, None, :, None] == chosen[:, :, None, :], axis=-1)
+        return jnp.where(kept[..., None], by_group, -jnp.inf).reshape(ranking_BTE.shape)
 
     def _aux(self, logits_BTE: Array, scores_BTE: Array, chosen_BE: Array, real: Array) -> Aux:
         config, num_experts = self.config, logits_BTE.shape[-1]

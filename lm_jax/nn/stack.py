@@ -15,13 +15,14 @@ from lm_jax.core.local import overlap, part, ways
 from lm_jax.core.param import gathered, stacked
 from lm_jax.core.sharding import current_layout, use_layout
 from lm_jax.core.types import Array, Aux
-from lm_jax.nn.attention import Cache, CacheInfo, Place
 from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.init import Init
 from lm_jax.nn.kernels.spec import ATTENTION
 from lm_jax.nn.linear import PROJECTION
 from lm_jax.nn.norm import NormConfig
 from lm_jax.nn.pipeline import Schedule, pipeline
+from lm_jax.nn.place import Cache, CacheInfo, Place
+from lm_jax.nn.relative_bias import RelativeBiasConfig
 
 
 def _keep(*names: str) -> Callable[[Callable], Callable]:
@@ -51,7 +52,11 @@ REMAT: dict[str, Callable[[Callable], Callable]] = {
 
 @dataclasses.dataclass(kw_only=True)
 class StackConfig(Config):
-    """`pattern` of blocks times `repeats`, then `final_norm`.
+    """`prelude`, `pattern` of blocks times `repeats`, then `final_norm`.
+
+    `prelude` are blocks before the repeated ones, each with a program of its own (the dense layers of DeepSeek-V3; what remains
+    where a pattern does not divide the depth). They are not part of a pipeline. `relative_bias` is added to the scores of
+    all layers of self-attention.
 
     `unroll` repeats are compiled as straight code inside the scan: faster on CPU, longer to compile.
     `remat` says what of a repeat is kept for the backward pass; the rest is computed again (Chen et al. 2016, arXiv:1604.06174):
@@ -68,10 +73,12 @@ class StackConfig(Config):
     and move the activations as many times. The parameters are stored by rounds, on any mesh.
     """
 
+    prelude: tuple[BlockConfig, ...] = ()
     pattern: tuple[BlockConfig, ...] = dataclasses.field(default_factory=lambda: (BlockConfig(),))
     repeats: int = 12
     rounds: int = 1
     final_norm: NormConfig | None = dataclasses.field(default_factory=NormConfig)
+    relative_bias: RelativeBiasConfig | None = None
     unroll: int = 1
     remat: str = "none"
 
@@ -87,7 +94,19 @@ class StackConfig(Config):
     @property
     def num_layers(self) -> int:
         """Blocks in the stack."""
-        return len(self.pattern) * self.repeats
+        return len(self.prelude) + len(self.pattern) * self.repeats
+
+    @property
+    def layers(self) -> tuple[BlockConfig, ...]:
+        """The blocks of all layers, in order."""
+        return self.prelude + self.pattern * self.repeats
+
+    def check(self, width: int) -> None:
+        """Raises `ConfigError` where a block does not fit a model of `width`."""
+        for block in self.prelude + self.pattern:
+            block.mixer.check(width)
+            if block.cross is not None:
+                block.cross.check(width)
 
     def schedule(self, num_rows: int, stages: int, micro_batches: int | None) -> Schedule:
         """That of a pipeline of `stages` devices through which `num_rows` rows pass; `micro_batches` as in `Layout`.
@@ -113,18 +132,22 @@ class StackConfig(Config):
 
     def flops_per_token(self, width: int, length: int, *, causal: bool) -> float:
         """Forward matrix-product FLOPs per token at rows of `length`."""
-        return self.repeats * sum(b.flops_per_token(width, length, causal=causal) for b in self.pattern)
+        return sum(block.flops_per_token(width, length, causal=causal) for block in self.layers)
 
 
 class Stack(nnx.Module):
-    """See `StackConfig`. Block i of the pattern is `block<i>`, its parameters stacked over the repeats."""
+    """See `StackConfig`. Block i of the prelude is `prelude<i>`; of the pattern `block<i>`, its parameters stacked over repeats."""
 
     def __init__(self, config: StackConfig, rngs: nnx.Rngs, width: int, init: Init):
         self.config = config
+        for i, block in enumerate(config.prelude):
+            setattr(self, f"prelude{i}", block.build(rngs, width, init, config.num_layers))
         for i, block in enumerate(config.pattern):
             make = lambda rngs, block=block: block.build(rngs, width, init, config.num_layers)  # noqa: E731
             setattr(self, f"block{i}", stacked(make, rngs, config.repeats, config.rounds))
         self.final_norm = None if config.final_norm is None else config.final_norm.build(rngs, width)
+        bias, num_heads = config.relative_bias, getattr(config.layers[0].mixer, "num_heads", 0)
+        self.relative_bias = None if bias is None else bias.build(rngs, num_heads, init)
 
     def __call__(
         self,
@@ -135,20 +158,40 @@ class Stack(nnx.Module):
         caches: tuple[Cache, ...] | None = None,
         info: CacheInfo | None = None,
     ) -> tuple[Array, tuple[Cache, ...] | None, Aux]:
-        """[B, T, D] to [B, T, D]; with `caches` (one per block of the pattern, [repeats, ...]) also the new ones.
+        """[B, T, D] to [B, T, D]; with `caches` (those of the prelude, then one per block of the pattern, [repeats, ...]) also
+        the new ones.
 
         The last result is the layers' `Aux`, added up.
         """
         config, schedule = self.config, self._schedule(x_BTD.shape[0], decoding=caches is not None)
+        first = len(config.prelude)
         blocks = tuple(getattr(self, f"block{i}") for i in range(len(config.pattern)))
-        keys = None if key is None else jax.random.split(key, config.num_layers).reshape(config.repeats, -1)
+        keys = None if key is None else jax.random.split(key, config.num_layers)
+        if self.relative_bias is not None:
+            place = place._replace(bias_NTS=self.relative_bias(place.positions_BT.shape[1], info))
+        x_BTD, before, total = self._prelude(x_BTD, place, None if caches is None else caches[:first], keys, info)
+        keys = None if keys is None else keys[first:].reshape(config.repeats, -1)
+        caches = None if caches is None else caches[first:]
         if schedule is None:
             if config.rounds > 1:
                 blocks = jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), blocks)
             x_BTD, caches, aux = self._repeats(x_BTD, place, blocks, caches, keys, info)
         else:
             x_BTD, caches, aux = self._pipeline(schedule, x_BTD, place, blocks, caches, keys, info)
-        return (x_BTD if self.final_norm is None else self.final_norm(x_BTD)), caches, aux
+        caches = None if caches is None else before + caches
+        return (x_BTD if self.final_norm is None else self.final_norm(x_BTD)), caches, total + aux
+
+    def _prelude(
+        self, x_BTD: Array, place: Place, caches: tuple[Cache, ...] | None, keys: Array | None, info: CacheInfo | None
+    ) -> tuple[Array, tuple[Cache, ...], Aux]:
+        new, total = [], Aux.none()
+        for i in range(len(self.config.prelude)):
+            block, cache = getattr(self, f"prelude{i}"), None if caches is None else caches[i]
+            run = REMAT[self.config.remat](lambda block, x, cache, key: block(x, place, cache, info, key))
+            x_BTD, cache, aux = run(block, x_BTD, cache, None if keys is None else keys[i])
+            new.append(cache)
+            total = total + aux
+        return x_BTD, tuple(new), total
 
     def _repeats(
         self,
@@ -219,10 +262,21 @@ class Stack(nnx.Module):
         return x_BTD, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), caches), aux
 
     def init_caches(self, batch_size: int, length: int, width: int, dtype: jnp.dtype) -> tuple[Cache, ...]:
-        """Empty caches for `batch_size` rows of up to `length` tokens."""
+        """Empty caches for `batch_size` rows of up to `length` tokens: of the prelude, then of the pattern, [repeats, ...]."""
+        config, repeats = self.config, self.config.repeats // ways("layers")
+        empty = lambda block: block.empty_cache(width, batch_size, length, dtype)  # noqa: E731
+        repeat = lambda x: jnp.zeros((repeats, *x.shape), x.dtype)  # noqa: E731
+        return (*map(empty, config.prelude), *(jax.tree.map(repeat, empty(block)) for block in config.pattern))
 
-        def empty(block: BlockConfig) -> Cache:
-            shape = (self.config.repeats // ways("layers"), batch_size, length, block.mixer.cached_heads(), block.mixer.size(width))
-            return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-
-        return tuple(empty(block) for block in self.config.pattern)
+    def remember(self, caches: tuple[Cache, ...], memory_BSD: Array) -> tuple[Cache, ...]:
+        """The caches, with the keys and values of a memory, computed once for all steps of decoding."""
+        first, new = len(self.config.prelude), []
+        for i, cache in enumerate(caches):
+            if i < first:
+                new.append(getattr(self, f"prelude{i}").remember(cache, memory_BSD))
+                continue
+            blocks = getattr(self, f"block{i - first}")
+            if self.config.rounds > 1:
+                blocks = jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), blocks)
+            new.append(jax.lax.map(lambda xs: xs[0].remember(xs[1], memory_BSD), (blocks, cache)))
+        return tuple(new)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from lm_jax.core.config import Config
 from lm_jax.core.errors import ConfigError
-from lm_jax.core.local import all_max, all_sum, index, vary, varying, ways
+from lm_jax.core.local import ahead, all_max, all_sum, index, vary, varying, ways
 from lm_jax.core.types import Array, Batch, Mean
 from lm_jax.models.decoder import Decoder
 
@@ -16,17 +16,22 @@ from lm_jax.models.decoder import Decoder
 class LMConfig(Config):
     """Cross-entropy in nats per token, plus `z_loss` * log(Z)^2 (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, section 5).
 
+    Where the model predicts tokens after the next one, `multi_token` times the mean over modules of their cross-entropies is added,
+    as far as they are in the same document; also a mean over all tokens (DeepSeek-V3, arXiv:2412.19437, eq. 24 and 25).
+
     `chunks` > 1 computes logits and loss in that many chunks of each row, one at a time (and again in the backward pass),
     so that only a chunk of the [B, T, V] logits ever exists.
     """
 
     z_loss: float = 0.0
+    multi_token: float = 0.3
     chunks: int = 1
 
     def validate(self) -> None:
         """Raises `ConfigError` for a negative weight or no chunk."""
-        if self.z_loss < 0 or self.chunks < 1:
-            raise ConfigError(f"z_loss={self.z_loss} must not be negative and chunks={self.chunks} must be at least 1")
+        if self.z_loss < 0 or self.multi_token < 0 or self.chunks < 1:
+            weights = f"z_loss={self.z_loss} and multi_token={self.multi_token}"
+            raise ConfigError(f"{weights} must not be negative and chunks={self.chunks} must be at least 1")
 
     def build(self) -> "LM":
         """The objective."""
@@ -41,16 +46,32 @@ class LM:
 
     def __call__(self, model: Decoder, batch: Batch, *, key: Array | None = None) -> dict[str, Mean]:
         """Sums over all positions, weighted by `batch["weights"]`, with the sum of the weights as count."""
-        if self.config.chunks > 1 or model.config.head.tied:
+        if self.config.chunks > 1 or model.config.head.tied or model.config.multi_token is not None:
             model = model.with_whole_head(batch["weights"])
-        hidden, auxiliary, metrics = model(batch, key=key)
-        sums = token_sums(model, hidden, batch, self.config.chunks)
+        output = model(batch, key=key)
+        sums = token_sums(model, output.hidden, batch, self.config.chunks)
         count = all_sum(jnp.sum(batch["weights"]), "batch", "sequence")
-        loss = sums["cross_entropy"] + self.config.z_loss * sums["z"] + auxiliary * count
+        loss, metrics = sums["cross_entropy"] + self.config.z_loss * sums["z"] + output.loss * count, dict(output.metrics)
+        for k, hidden in enumerate(output.further, start=1):
+            later = _later(batch, k)
+            further = Mean(
+                token_sums(model, hidden, later, self.config.chunks)["cross_entropy"],
+                all_sum(jnp.sum(later["weights"]), "batch", "sequence"),
+            )
+            loss = loss + self.config.multi_token / len(output.further) * further.sum
+            metrics[f"cross_entropy_{k + 1}"] = further
         terms = {"loss": loss, "cross_entropy": sums["cross_entropy"], "accuracy": sums["correct"]}
         if self.config.z_loss:
             terms["z_loss"] = self.config.z_loss * sums["z"]
         return {name: Mean(total, count) for name, total in terms.items()} | metrics
+
+
+def _later(batch: Batch, places: int) -> Batch:
+    """Targets that stand `places` later, with no weight where that is beyond the row or in another document."""
+    weights = ahead(batch["weights"], places)
+    if "segments" in batch:
+        weights = jnp.where(ahead(batch["segments"], places) == batch["segments"], weights, 0.0)
+    return {"targets": ahead(batch["targets"], places), "weights": weights}
 
 
 def token_sums(model: Decoder, hidden_BTD: Array, batch: Batch, chunks: int) -> dict[str, Array]:

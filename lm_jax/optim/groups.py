@@ -12,7 +12,8 @@ Axes = tuple[str, ...]
 KINDS = ("matrix", "embedding", "head", "positions", "vector", "balance")
 
 _BATCH = ("rounds", "layers", "experts")  # leading dimensions along which independent parameters are stacked
-_HEADS = ("heads", "kv_heads")  # together with head_dim they are one dimension of the matrix
+# Neighbours that are one dimension of a matrix.
+_ONE = {("heads", "head_dim"), ("kv_heads", "head_dim"), ("patch", "patch")}
 
 
 class MatrixDims(NamedTuple):
@@ -33,7 +34,7 @@ def matrix_dims(axes: Axes) -> MatrixDims | None:
     ("layers", "embed", "heads", "head_dim") is a batch of embed x (heads * head_dim).
     """
     batch = num_batch(axes)
-    starts = [i for i in range(batch, len(axes)) if i == batch or axes[i - 1] not in _HEADS or axes[i] != "head_dim"]
+    starts = [i for i in range(batch, len(axes)) if i == batch or axes[i - 1 : i + 1] not in _ONE]
     assert len(starts) <= 2, f"no optimizer group for a parameter with axes {axes}"
     return MatrixDims(batch, starts[1]) if len(starts) == 2 else None
 

@@ -8,6 +8,8 @@ from typing import Any
 from lm_jax.core.param import Params
 from lm_jax.core.sharding import Layout
 from lm_jax.models.decoder import DecoderConfig
+from lm_jax.nn.attention import AttentionConfig
+from lm_jax.nn.latent_attention import LatentAttentionConfig
 from lm_jax.nn.moe import MoEConfig
 
 # Forward and backward pass: one takes apart what the other brought together.
@@ -55,18 +57,25 @@ class _Layout:
         stream = tokens * self.config.width * self.size  # of this device's rows, where the residual stream is not split
         total["residual"] += 4 * stream * (r - 1) / r  # embedding and head: one of the two each way
         busy = stack.repeats * self.ticks / self.passes  # the layers on a device are fewer where its rows are more
-        for block in stack.pattern:
+        for block, busy in [*((block, 1.0) for block in stack.prelude), *((block, busy) for block in stack.pattern)]:
             mixture = block.feed_forward if isinstance(block.feed_forward, MoEConfig) else None
             layers = 1 if mixture is not None and mixture.shared is None else 2
             total["residual"] += busy * layers * 2 * BOTH_WAYS * stream * (r - 1) / r
-            heads, n = block.mixer.num_kv_heads or block.mixer.num_heads, self.ways("sequence")
-            both = 2 * tokens * heads / self.ways("kv_heads") * block.mixer.size(self.config.width)
+            both, n = tokens * self.keys_values(block.mixer), self.ways("sequence")
             total["ring"] += busy * both * (2 * (n - 1) * self.size + (n * 4 if n > 1 else 0))
             if mixture is not None:
                 total["experts"] += busy * self.mixture(mixture)
         total["pipeline"] += BOTH_WAYS * stream / r * self.stages / self.passes * self.moves
         total["pipeline"] += 2 * BOTH_WAYS * stream / r * (self.stages - 1)
         return total
+
+    def keys_values(self, mixer: Any) -> float:
+        """How many numbers the keys and values of a token are, on a device; 0 for recurrent mixers, which gather rows instead."""
+        if isinstance(mixer, AttentionConfig):
+            return sum(mixer.sizes(self.config.width)) * (mixer.num_kv_heads or mixer.num_heads) / self.ways("kv_heads")
+        if isinstance(mixer, LatentAttentionConfig):
+            return sum(mixer.sizes(self.config.width)) * mixer.num_heads / self.ways("heads")
+        return 0.0
 
     def parameter(self, names: tuple[str, ...], numel: int) -> float:
         """Bytes of gathering one from its shards."""

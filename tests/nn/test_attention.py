@@ -8,9 +8,10 @@ import pytest
 from flax import nnx
 
 from lm_jax.nn.attend import attend
-from lm_jax.nn.attention import AttentionConfig, Place
+from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.kernels.reference import masked_attention
 from lm_jax.nn.kernels.spec import AttentionSpec, Tokens
+from lm_jax.nn.place import Place
 from tests.models_for_tests import LOUD
 
 T, N, H = 9, 4, 6
@@ -59,7 +60,7 @@ def test_the_reference_equals_a_loop(kv_heads, window, segments, cap, sinks):
 
 def test_a_query_that_sees_nothing_is_finite():
     q, k, v = draw(N)
-    out = masked_attention(q, k, v, np.zeros((1, T, T), bool), 1.0, None)
+    out = masked_attention(AttentionSpec(scale=1.0), q, k, v, np.zeros((1, T, T), bool), np.arange(T), np.arange(T))
     np.testing.assert_allclose(out, np.broadcast_to(v.mean(1, keepdims=True), v.shape), atol=1e-5)
 
 

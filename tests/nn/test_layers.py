@@ -11,13 +11,14 @@ from flax import nnx
 
 from lm_jax.core.config import validate_tree
 from lm_jax.core.errors import ConfigError
-from lm_jax.nn.attention import AttentionConfig, Place
+from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.dropout import dropout
 from lm_jax.nn.init import Init
 from lm_jax.nn.linear import project
 from lm_jax.nn.mlp import ACTIVATIONS, MLPConfig
 from lm_jax.nn.norm import NormConfig
+from lm_jax.nn.place import Place
 from lm_jax.nn.positions import PositionTableConfig, RotaryConfig, sinusoids
 from lm_jax.nn.rope_scaling import LinearRope, Llama3Rope, NTKRope, YarnRope
 from lm_jax.nn.stack import REMAT, StackConfig
@@ -91,13 +92,13 @@ def test_rotary_turns_pairs_by_the_angle_of_their_position():
     z = x[..., 0:2].astype(np.float64) + 1j * x[..., 2:4]
     z = z * np.exp(1j * positions[0][None, :, None, None] * 100.0 ** (-2 * np.arange(2) / 4))
     expected = np.concatenate([z.real, z.imag, x[..., 4:]], axis=-1)
-    np.testing.assert_allclose(rotary.rotate(x, positions), expected, atol=1e-5)
+    np.testing.assert_allclose(rotary.rotate(x, positions, 7), expected, atol=1e-5)
 
 
 def test_interleaved_rotary_turns_neighbours():
     x, positions = RNG.normal(size=(1, 7, 3, 8)).astype(np.float32), np.array([[0, 1, 5, 9, 2, 3, 4]], np.int32)
     z = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * positions[0][None, :, None, None] * 100.0 ** (-2 * np.arange(4) / 8))
-    got = RotaryConfig(base=100.0, interleaved=True).rotate(x, positions)
+    got = RotaryConfig(base=100.0, interleaved=True).rotate(x, positions, 7)
     np.testing.assert_allclose(got[..., 0::2], z.real, atol=1e-5)
     np.testing.assert_allclose(got[..., 1::2], z.imag, atol=1e-5)
 
@@ -124,13 +125,13 @@ def test_scaled_frequencies_equal_their_papers():
         (YarnRope(factor=factor, length=length), blend(by_number)),
     ]
     for scaling, expected in cases:
-        np.testing.assert_allclose(scaling.frequencies(base, size), expected, rtol=1e-12, err_msg=str(scaling))
+        np.testing.assert_allclose(scaling.frequencies(base, size, 99), expected, rtol=1e-12, err_msg=str(scaling))
     amplitudes = [0.1 * math.log(factor) + 1, 1.25]
     assert [YarnRope(factor=factor, attention=a).amplitude for a in (None, 1.25)] == pytest.approx(amplitudes)
     x, positions = jnp.asarray(X[:, :, None, :]), PLACE.positions_BT
-    turned = [RotaryConfig(scaling=YarnRope(factor=1.0, attention=a)).rotate(x, positions) for a in (1.0, 2.0)]
+    turned = [RotaryConfig(scaling=YarnRope(factor=1.0, attention=a)).rotate(x, positions, 7) for a in (1.0, 2.0)]
     np.testing.assert_allclose(turned[1], 2 * turned[0], rtol=1e-6)
-    np.testing.assert_allclose(turned[0], RotaryConfig().rotate(x, positions), atol=1e-5)
+    np.testing.assert_allclose(turned[0], RotaryConfig().rotate(x, positions, 7), atol=1e-5)
 
 
 def test_rotary_scores_depend_on_the_distance_only():
@@ -138,7 +139,7 @@ def test_rotary_scores_depend_on_the_distance_only():
 
     def scores(offset):
         positions = np.arange(7, dtype=np.int32)[None] + offset
-        a, b = RotaryConfig().rotate(q, positions), RotaryConfig().rotate(k, positions)
+        a, b = RotaryConfig().rotate(q, positions, 99), RotaryConfig().rotate(k, positions, 99)
         return np.einsum("btnh,bsnh->ts", a, b)
 
     np.testing.assert_allclose(scores(0), scores(50), atol=1e-4)

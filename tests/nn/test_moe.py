@@ -11,10 +11,10 @@ from flax import nnx
 
 from lm_jax.core.config import validate_tree
 from lm_jax.core.errors import ConfigError
-from lm_jax.nn.attention import Place
 from lm_jax.nn.kernels import grouped
 from lm_jax.nn.mlp import MLPConfig
 from lm_jax.nn.moe import MoEConfig
+from lm_jax.nn.place import Place
 from lm_jax.nn.router import RouterConfig
 from tests.models_for_tests import LOUD
 
@@ -163,8 +163,9 @@ def test_grouped_products_equal_loops(name, sizes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(num_experts=1), "top_k=2 is above num_experts=1"),
-        (dict(expert=MLPConfig(bias=True)), "set it to False"),
+        (dict(num_experts=1), "top_k=2 is above the 1 experts to choose from"),
+        (dict(shared_gate=True), "there is none"),
+        (dict(router=RouterConfig(groups=3)), "not divisible by router.groups=3"),
         (dict(capacity_factor=1.0, room=2.0), "not both"),
         (dict(capacity_factor=0.0), "capacity_factor=0.0 must be above 0"),
         (dict(implementation="block"), "did you mean 'blocks'"),

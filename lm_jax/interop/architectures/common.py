@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lm_jax.core.errors import ConfigError, DataError
@@ -11,7 +11,7 @@ from lm_jax.interop.names import Name, Names
 from lm_jax.models.decoder import DecoderConfig
 from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.positions import RotaryConfig
-from lm_jax.nn.rope_scaling import LinearRope, Llama3Rope, RopeScaling, YarnRope
+from lm_jax.nn.rope_scaling import LinearRope, Llama3Rope, LongRope, RopeScaling, YarnRope
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -33,21 +33,31 @@ class Architecture:
 
     Attributes:
       model_type, class_name: as config.json has them.
+      config: the class of the model.
       read: raises `DataError` for values that it cannot have.
       write: the inverse, for models of this architecture; others are found by reading it again.
-      outer, block: names of tensors; see `names.pieces`.
+      outer, blocks: names of tensors; see `names.pieces`.
       prefix: of the tensors' names, which files of the bare model lack.
       ignored: tensors that may stand in a file and hold nothing of their own.
+      older: ends of names as they are in older files, by what they are in newer ones.
+      further_layers: layers beyond those of config.json may stand in a file and are not read.
     """
 
     model_type: str
     class_name: str
-    read: Callable[[Knobs], DecoderConfig]
-    write: Callable[[DecoderConfig], dict[str, Any]]
+    config: type = DecoderConfig
+    read: Callable[[Knobs], Any]
+    write: Callable[[Any], dict[str, Any]]
     outer: Names
-    block: Names
+    blocks: Mapping[str, Names] | Callable[[Any], Mapping[str, Names]]  # a function of the model where they depend on it
     prefix: str = "model."
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    older: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    further_layers: bool = False
+
+    def names(self, model: Any) -> tuple[Names, Mapping[str, Names]]:
+        """(outer, blocks) of a model."""
+        return self.outer, self.blocks(model) if callable(self.blocks) else self.blocks
 
 
 def linear(tensor: str, parameter: str, axes: str) -> Names:
@@ -58,9 +68,19 @@ def linear(tensor: str, parameter: str, axes: str) -> Names:
     return {parameter: Name(f"{tensor}.weight", axes), f"{parameter}_bias": Name(f"{tensor}.bias", bias)}
 
 
-def layers(tensors: Names) -> Names:
-    """The names within layer {i} of a Llama-style file."""
-    return {path: dataclasses.replace(name, tensor=f"model.layers.{{i}}.{name.tensor}") for path, name in tensors.items()}
+def norm_names(ours: str, theirs: str) -> Names:
+    """The names of a norm's scale and bias."""
+    return {f"{ours}/scale": Name(f"{theirs}.weight", "D -> D"), f"{ours}/bias": Name(f"{theirs}.bias", "D -> D")}
+
+
+def under(prefix: str, tensors: Names) -> Names:
+    """The names with a prefix, such as "model.layers.{i}."."""
+    return {path: dataclasses.replace(name, tensor=prefix + name.tensor) for path, name in tensors.items()}
+
+
+def layers(tensors: Names) -> dict[str, Names]:
+    """The names within layer {i} of a Llama-style file, as `Architecture.blocks`."""
+    return {"stack": under("model.layers.{i}.", tensors)}
 
 
 ATTENTION = {
@@ -83,7 +103,7 @@ PRE_NORMS = {
 OUTER = {
     "embedding/table": Name("model.embed_tokens.weight", "V D -> V D"),
     "stack/final_norm/scale": Name("model.norm.weight", "D -> D"),
-    "head": Name("lm_head.weight", "V D -> D V"),
+    "head/matrix": Name("lm_head.weight", "V D -> D V"),
 }
 
 
@@ -101,15 +121,21 @@ def activation_name(value: str) -> str:
 
 
 def shortest_pattern(blocks: Sequence[BlockConfig]) -> dict[str, Any]:
-    """{"pattern", "repeats"} of a stack of these layers: the shortest pattern of which it consists."""
-    count = len(blocks)
-    period = next(p for p in range(1, count + 1) if count % p == 0 and all(blocks[i] == blocks[i % p] for i in range(count)))
-    return {"pattern": tuple(blocks[:period]), "repeats": count // period}
+    """{"prelude", "pattern", "repeats"} of a stack of these layers, with as few blocks in prelude and pattern as there can be."""
+    count, kinds = len(blocks), [next(i for i, other in enumerate(blocks) if other == block) for block in blocks]
+
+    def repeats(first: int, period: int) -> bool:
+        return (count - first) % period == 0 and all(kinds[i] == kinds[i + period] for i in range(first, count - period))
+
+    choices = [(first, period) for first in range(count) for period in range(1, count - first + 1) if repeats(first, period)]
+    first, period = min(choices, key=lambda choice: (sum(choice), choice[0]))
+    pattern = tuple(blocks[first : first + period])
+    return {"prelude": tuple(blocks[:first]), "pattern": pattern, "repeats": (count - first) // period}
 
 
 def each_layer(model: DecoderConfig) -> list[BlockConfig]:
     """The blocks of all layers, in order."""
-    return list(model.stack.pattern) * model.stack.repeats
+    return list(model.stack.layers)
 
 
 def rotary(knobs: Knobs, layer_type: str = FULL, default_base: float = 10_000.0) -> RotaryConfig:
@@ -148,9 +174,18 @@ def _scaling(kind: str, found: dict[str, Any], knobs: Knobs) -> RopeScaling | No
             if amplitude is not None and not math.isclose(amplitude, config.amplitude):
                 config.attention = amplitude
             return config
+        if kind in ("longrope", "su"):
+            lengths = [take("original_max_position_embeddings", None), knobs.take("original_max_position_embeddings", None)]
+            whole = knobs.take("max_position_embeddings")
+            length = next((length for length in lengths if length is not None), whole)
+            config = LongRope(short=tuple(take("short_factor")), long=tuple(take("long_factor")), length=length)
+            config.factor, amplitude = take("factor", None) or whole / length, take("attention_factor", None)
+            if amplitude is not None and not math.isclose(amplitude, config.amplitude):
+                config.attention = amplitude
+            return config
     except KeyError as error:
         raise DataError(f"config.json: rope_parameters of type {kind!r} lacks {error}") from error
-    raise DataError(f"config.json: rope_type={kind!r} is not supported; it may be default, linear, llama3 or yarn")
+    raise DataError(f"config.json: rope_type={kind!r} is not supported; it may be default, linear, llama3, yarn or longrope")
 
 
 def write_rotary(config: RotaryConfig) -> dict[str, Any]:
@@ -170,4 +205,8 @@ def write_rotary(config: RotaryConfig) -> dict[str, Any]:
             found |= {"rope_type": "yarn", "factor": yarn.factor, "beta_fast": yarn.fast, "beta_slow": yarn.slow}
             found |= {"truncate": yarn.truncate, "attention_factor": yarn.amplitude}
             return found | {"original_max_position_embeddings": yarn.length}
+        case LongRope() as long:
+            found |= {"rope_type": "longrope", "short_factor": list(long.short), "long_factor": list(long.long)}
+            found |= {"factor": long.factor, "attention_factor": long.amplitude}
+            return found | {"original_max_position_embeddings": long.length}
     raise ConfigError(f"config.json has no rope_type for {config.scaling}")

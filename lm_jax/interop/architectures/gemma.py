@@ -20,9 +20,10 @@ from lm_jax.interop.architectures.common import (
 from lm_jax.interop.architectures.llama import NAMES, read_attention, read_decoder, read_mlp, without, write_decoder
 from lm_jax.interop.knobs import Knobs
 from lm_jax.interop.names import Name
-from lm_jax.models.decoder import DecoderConfig, HeadConfig
+from lm_jax.models.decoder import DecoderConfig
 from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.embedding import EmbeddingConfig
+from lm_jax.nn.head import HeadConfig
 from lm_jax.nn.mlp import MLPConfig
 from lm_jax.nn.norm import NormConfig
 
@@ -92,7 +93,7 @@ _SANDWICH = {
     "feed_forward_norm/scale": Name("pre_feedforward_layernorm.weight", "D -> D"),
     "feed_forward_post_norm/scale": Name("post_feedforward_layernorm.weight", "D -> D"),
 }
-_GEMMA_NAMES = {"outer": OUTER, "block": layers(ATTENTION | GATED | _SANDWICH)}
+_GEMMA_NAMES = {"outer": OUTER, "blocks": layers(ATTENTION | GATED | _SANDWICH)}
 GEMMA = Architecture(model_type="gemma", class_name="GemmaForCausalLM", read=_gemma_reader(_gemma), write=_write_gemma, **NAMES)
 GEMMA2 = Architecture(
     model_type="gemma2", class_name="Gemma2ForCausalLM", read=_gemma_reader(_gemma2), write=_write_gemma2, **_GEMMA_NAMES

@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from lm_jax.interop.architectures.common import Architecture, activation, activation_name, shortest_pattern
+from lm_jax.interop.architectures.common import Architecture, activation, activation_name, norm_names, shortest_pattern, under
 from lm_jax.interop.knobs import Knobs
 from lm_jax.interop.names import Name
-from lm_jax.models.decoder import DecoderConfig, HeadConfig
+from lm_jax.models.decoder import DecoderConfig
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.embedding import EmbeddingConfig
+from lm_jax.nn.head import HeadConfig
 from lm_jax.nn.mlp import MLPConfig
 from lm_jax.nn.norm import NormConfig
 from lm_jax.nn.positions import PositionTableConfig
@@ -55,13 +56,9 @@ def _write(model: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def _norm(ours: str, theirs: str) -> dict[str, Name]:
-    return {f"{ours}/scale": Name(f"{theirs}.weight", "D -> D"), f"{ours}/bias": Name(f"{theirs}.bias", "D -> D")}
-
-
 _LAYER = "transformer.h.{i}"
 _QKV = [
-    (f"mixer/{name}{suffix}", Name(f"{_LAYER}.attn.c_attn.{kind}", axes, part=part, along=along))
+    (f"mixer/{name}{suffix}", Name(f"attn.c_attn.{kind}", axes, part=part, along=along))
     for part, name in enumerate(("query", "key", "value"))
     for suffix, kind, axes, along in (("", "weight", "D (N H) -> D N H", 1), ("_bias", "bias", "(N H) -> N H", 0))
 ]
@@ -76,18 +73,23 @@ GPT2 = Architecture(
     outer={
         "embedding/table": Name("transformer.wte.weight", "V D -> V D"),
         "embedding/positions/table": Name("transformer.wpe.weight", "P D -> P D"),
-        **_norm("stack/final_norm", "transformer.ln_f"),
-        "head": Name("lm_head.weight", "V D -> D V"),
+        **norm_names("stack/final_norm", "transformer.ln_f"),
+        "head/matrix": Name("lm_head.weight", "V D -> D V"),
     },
-    block={
-        **dict(_QKV),
-        "mixer/output": Name(f"{_LAYER}.attn.c_proj.weight", "(N H) D -> N H D"),
-        "mixer/output_bias": Name(f"{_LAYER}.attn.c_proj.bias", "D -> D"),
-        "feed_forward/up": Name(f"{_LAYER}.mlp.c_fc.weight", "D F -> D F"),
-        "feed_forward/up_bias": Name(f"{_LAYER}.mlp.c_fc.bias", "F -> F"),
-        "feed_forward/down": Name(f"{_LAYER}.mlp.c_proj.weight", "F D -> F D"),
-        "feed_forward/down_bias": Name(f"{_LAYER}.mlp.c_proj.bias", "D -> D"),
-        **_norm("mixer_norm", f"{_LAYER}.ln_1"),
-        **_norm("feed_forward_norm", f"{_LAYER}.ln_2"),
+    blocks={
+        "stack": under(
+            f"{_LAYER}.",
+            {
+                **dict(_QKV),
+                "mixer/output": Name("attn.c_proj.weight", "(N H) D -> N H D"),
+                "mixer/output_bias": Name("attn.c_proj.bias", "D -> D"),
+                "feed_forward/up": Name("mlp.c_fc.weight", "D F -> D F"),
+                "feed_forward/up_bias": Name("mlp.c_fc.bias", "F -> F"),
+                "feed_forward/down": Name("mlp.c_proj.weight", "F D -> F D"),
+                "feed_forward/down_bias": Name("mlp.c_proj.bias", "D -> D"),
+                **norm_names("mixer_norm", "ln_1"),
+                **norm_names("feed_forward_norm", "ln_2"),
+            },
+        )
     },
 )

@@ -22,10 +22,11 @@ from lm_jax.interop.architectures.common import (
 )
 from lm_jax.interop.knobs import Knobs
 from lm_jax.interop.names import Name
-from lm_jax.models.decoder import DecoderConfig, HeadConfig
+from lm_jax.models.decoder import DecoderConfig
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.embedding import EmbeddingConfig
+from lm_jax.nn.head import HeadConfig
 from lm_jax.nn.mlp import MLPConfig
 from lm_jax.nn.norm import NormConfig
 from lm_jax.nn.stack import StackConfig
@@ -164,7 +165,7 @@ def _reader(layer: Callable, *, tied: bool = False, epsilon: float = 1e-6) -> Ca
     return lambda knobs: read_decoder(knobs, layer, norm=NormConfig(epsilon=epsilon), tied=tied)
 
 
-NAMES = {"outer": OUTER, "block": layers(ATTENTION | GATED | PRE_NORMS)}
+NAMES = {"outer": OUTER, "blocks": layers(ATTENTION | GATED | PRE_NORMS)}
 WHOLE_QK_NORMS = {
     "mixer/query_norm/scale": Name("self_attn.q_norm.weight", "(N H) -> N H"),
     "mixer/key_norm/scale": Name("self_attn.k_norm.weight", "(K H) -> K H"),
@@ -206,7 +207,7 @@ OLMO2 = Architecture(
     read=_reader(_olmo2, epsilon=1e-5),
     write=lambda model: without(write_qwen(model), "layer_types", "sliding_window", "use_sliding_window", "head_dim"),
     outer=OUTER,
-    block=layers(ATTENTION | WHOLE_QK_NORMS | GATED | _BRANCH_NORMS),
+    blocks=layers(ATTENTION | WHOLE_QK_NORMS | GATED | _BRANCH_NORMS),
 )
 PHI3 = Architecture(
     model_type="phi3",
@@ -214,5 +215,5 @@ PHI3 = Architecture(
     read=_reader(_phi3, epsilon=1e-5),
     write=lambda model: without(write_decoder(model), "layer_types", "head_dim"),
     outer=OUTER,
-    block=layers(ATTENTION | GATED | PRE_NORMS | _FUSED),
+    blocks=layers(ATTENTION | GATED | PRE_NORMS | _FUSED),
 )

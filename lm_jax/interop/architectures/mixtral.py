@@ -125,7 +125,7 @@ MIXTRAL = Architecture(
     read=lambda knobs: read_decoder(knobs, _mixtral, norm=NormConfig(epsilon=1e-5), tied=False),
     write=_write_mixtral,
     outer=OUTER,
-    block=layers(ATTENTION | PRE_NORMS | _experts("block_sparse_moe.gate", "block_sparse_moe.experts.{e}", "w1", "w3", "w2")),
+    blocks=layers(ATTENTION | PRE_NORMS | _experts("block_sparse_moe.gate", "block_sparse_moe.experts.{e}", "w1", "w3", "w2")),
 )
 QWEN3_MOE = Architecture(
     model_type="qwen3_moe",
@@ -133,7 +133,7 @@ QWEN3_MOE = Architecture(
     read=lambda knobs: read_decoder(knobs, _qwen3_moe, norm=NormConfig(), tied=False),
     write=_write_qwen3_moe,
     outer=OUTER,
-    block=layers(ATTENTION | PRE_NORMS | GATED | QWEN_EXPERTS),
+    blocks=layers(ATTENTION | PRE_NORMS | GATED | QWEN_EXPERTS),
 )
 OLMOE = Architecture(
     model_type="olmoe",
@@ -141,5 +141,5 @@ OLMOE = Architecture(
     read=lambda knobs: read_decoder(knobs, _olmoe, norm=NormConfig(epsilon=1e-5), tied=False),
     write=_write_olmoe,
     outer=OUTER,
-    block=layers(ATTENTION | WHOLE_QK_NORMS | PRE_NORMS | QWEN_EXPERTS),
+    blocks=layers(ATTENTION | WHOLE_QK_NORMS | PRE_NORMS | QWEN_EXPERTS),
 )

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lm_jax.core.local import index, mesh_axes, settle, vary, varying, ways
 from lm_jax.core.types import Array
 from lm_jax.nn.embedding import soft_cap
-from lm_jax.nn.kernels.spec import ATTENTION, MASKED, AttentionSpec, Tokens, group, visible
+from lm_jax.nn.kernels.spec import ATTENTION, MASKED, AttentionSpec, Tokens, alibi, group, visible
 
 
 class _Sums(NamedTuple):
@@ -41,7 +41,7 @@ def _ring(q, k, v, sinks, queries, keys, spec):
 def _forward(q, k, v, sinks, queries, keys, spec):
     n = _num_slices(spec)
     q_slices, at = _slices(group(q, k.shape[2]), n, 1), _tokens(queries, n)
-    start = _start(q_slices, sinks)
+    start = _start(q_slices, v.shape[-1], sinks)
 
     def visit(sums: _Sums, travelling: tuple, pairs: list) -> _Sums:
         k, v, where = travelling
@@ -67,7 +67,7 @@ def _forward(q, k, v, sinks, queries, keys, spec):
         (sums, _), _ = jax.lax.scan(body, (sums, travelling), jnp.arange(1, ways("sequence")))
     total = jnp.maximum(sums.total, 1e-30)
     y = jnp.moveaxis(sums.values / total[..., None], 4, 2)  # [slices, B, T, K, G, H]
-    y = _join(y, 1).reshape(q.shape).astype(q.dtype)
+    y = _join(y, 1).reshape(*q.shape[:3], -1).astype(q.dtype)
     log_total = checkpoint_name(sums.top + jnp.log(total), ATTENTION)
     return y, (q, k, v, sinks, queries, keys, checkpoint_name(y, ATTENTION), log_total)
 
@@ -121,7 +121,7 @@ _ring.defvjp(_forward, _backward)
 
 def _num_slices(spec: AttentionSpec) -> int:
     """Into how many slices a device's part of the row is cut, so that pairs that see nothing are left out."""
-    return 2 if spec.causal and ways("sequence") > 1 else 1
+    return 2 if spec.causal and not spec.prefix and ways("sequence") > 1 else 1
 
 
 def _first_pairs(num_slices: int) -> list[tuple[int, int]]:
@@ -144,16 +144,20 @@ def _pairs(round_: Array, num_slices: int) -> list[tuple[Any, Any]]:
 def _scores(spec: AttentionSpec, q: Array, k: Array, queries: Tokens, keys: Tokens) -> tuple[Array, Array, Array]:
     """(scores, mask, derivative of the soft-cap) [B, K, G, T, S]."""
     raw = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * spec.scale
+    if spec.alibi is not None:
+        K, G = raw.shape[1:3]
+        bias = alibi(spec.alibi, K * G, queries.index, keys.index)
+        raw = raw + bias.reshape(1, K, G, *bias.shape[1:])
     mask = visible(spec, queries, keys)[:, None, None, :, :]
     scores = soft_cap(raw, spec.soft_cap)
     slope = jnp.ones((), jnp.float32) if spec.soft_cap is None else 1 - jnp.square(scores / spec.soft_cap)
     return jnp.where(mask, scores, MASKED), mask.astype(jnp.float32), slope
 
 
-def _start(q_slices: Array, sinks: Array | None) -> _Sums:
-    slices, B, T, K, G, H = q_slices.shape
+def _start(q_slices: Array, value_dim: int, sinks: Array | None) -> _Sums:
+    slices, B, T, K, G, _ = q_slices.shape
     shape, along = (slices, B, K, G, T), varying(q_slices)
-    values = vary(jnp.zeros((*shape, H), jnp.float32), along)
+    values = vary(jnp.zeros((*shape, value_dim), jnp.float32), along)
     if sinks is None:
         return _Sums(vary(jnp.full(shape, MASKED, jnp.float32), along), vary(jnp.zeros(shape, jnp.float32), along), values)
     top = jnp.broadcast_to(sinks.astype(jnp.float32).reshape(1, 1, K, G, 1), shape)
@@ -175,9 +179,9 @@ def _join(x: Array, dim: int) -> Array:
 
 
 def _tokens(tokens: Tokens, num_slices: int) -> Tokens:
-    segments = None if tokens.segments is None else _slices(tokens.segments, num_slices, 1)
-    return Tokens(_slices(tokens.index, num_slices, 0), segments)
+    segments, prefix = (None if x is None else _slices(x, num_slices, 1) for x in (tokens.segments, tokens.prefix))
+    return Tokens(_slices(tokens.index, num_slices, 0), segments, prefix)
 
 
 def _pick(tokens: Tokens, i: Any) -> Tokens:
-    return Tokens(tokens.index[i], None if tokens.segments is None else tokens.segments[i])
+    return Tokens(tokens.index[i], *(None if x is None else x[i] for x in (tokens.segments, tokens.prefix)))

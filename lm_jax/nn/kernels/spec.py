@@ -4,7 +4,9 @@ import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
+from lm_jax.core.local import index
 from lm_jax.core.types import Array
 
 # Finite, so that a query that sees nothing (padding) gives a uniform row and not a NaN.
@@ -25,7 +27,11 @@ class AttentionSpec:
       segments: queries and keys have segments, and a query sees only its own.
       sinks: each head has one more score, a parameter, that takes weight but has no value (Xiao et al. 2023, arXiv:2309.17453;
         as in gpt-oss).
-      cross: queries and keys are of two sequences; neither causal nor windowed.
+      prefix: keys may be of a prefix, which all tokens of their segment see (prefix-LM, Raffel et al. 2020, arXiv:1910.10683).
+      alibi: scores fall linearly with the distance of the key, by a slope that each of this many heads has (Press et al. 2021,
+        arXiv:2108.12409).
+      bias: a value for every query, key and head is added to the scores.
+      cross: keys are of another sequence, which every device holds whole; neither causal nor windowed.
     """
 
     scale: float
@@ -34,6 +40,9 @@ class AttentionSpec:
     soft_cap: float | None = None
     segments: bool = False
     sinks: bool = False
+    prefix: bool = False
+    alibi: int | None = None
+    bias: bool = False
     cross: bool = False
 
 
@@ -42,6 +51,7 @@ class Tokens(NamedTuple):
 
     index: Array  # int32 [T]: the place in the row
     segments: Array | None = None  # int32 [B, T]: the document within the row, 0 is padding
+    prefix: Array | None = None  # int32 [B, T]: 1 where all of the document may look
 
 
 def visible(spec: AttentionSpec, queries: Tokens, keys: Tokens) -> Array:
@@ -50,9 +60,12 @@ def visible(spec: AttentionSpec, queries: Tokens, keys: Tokens) -> Array:
     mask = jnp.ones((t.shape[0], s.shape[1]), bool)
     if spec.causal:
         mask = s <= t
-    if spec.window is not None:
-        mask = mask & (jnp.abs(t - s) < spec.window)
     mask = mask[None, :, :]
+    if spec.prefix:
+        assert keys.prefix is not None
+        mask = mask | (keys.prefix > 0)[:, None, :]
+    if spec.window is not None:
+        mask = mask & (jnp.abs(t - s) < spec.window)[None, :, :]
     if spec.segments:
         assert queries.segments is not None and keys.segments is not None
         mask = mask & (queries.segments[:, :, None] == keys.segments[:, None, :])
@@ -63,3 +76,22 @@ def group(q_BTNH: Array, num_kv_heads: int) -> Array:
     """[B, T, K, G, H]: the query heads by the key-value head that they share, in order."""
     B, T, N, H = q_BTNH.shape
     return q_BTNH.reshape(B, T, num_kv_heads, N // num_kv_heads, H)
+
+
+def alibi(num_heads: int, own: int, queries_T: Array, keys_S: Array) -> Array:
+    """float32 [own, T, S]: what is added to the scores of this device's `own` of `num_heads` heads, at places in the row.
+
+    The slopes are 2^(-8 i / n) for i = 1..n where n, the number of heads, is a power of two; beyond the largest such n, every
+    other slope of 2 n heads (Press et al. 2021, section 3, and their code).
+    """
+    slopes = jnp.asarray(alibi_slopes(num_heads), jnp.float32)[index("heads") * own + jnp.arange(own)]
+    distance = jnp.abs(queries_T[:, None] - keys_S[None, :]).astype(jnp.float32)
+    return -slopes[:, None, None] * distance[None, :, :]
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """float64 [N]: see `alibi`."""
+    power = 2 ** int(np.log2(num_heads))
+    first = 2.0 ** (-8.0 * np.arange(1, power + 1) / power)
+    more = 2.0 ** (-8.0 * np.arange(1, 2 * (num_heads - power) + 1, 2) / (2 * power))
+    return np.concatenate([first, more])

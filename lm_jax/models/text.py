@@ -1,0 +1,128 @@
+"""What all models of text are made of: embedding, stack, vocabulary head."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lm_jax.core.config import Config, check_choice, check_positive
+from lm_jax.core.local import all_sum, token_index
+from lm_jax.core.param import gathered
+from lm_jax.core.types import Array, Aux, Batch, Mean
+from lm_jax.nn.embedding import EmbeddingConfig
+from lm_jax.nn.head import HeadConfig
+from lm_jax.nn.init import Init
+from lm_jax.nn.place import Place
+from lm_jax.nn.stack import StackConfig
+
+
+class Output(NamedTuple):
+    """What a model returns: the last hidden states, the auxiliary loss of a token (a mean), and metrics of its layers."""
+
+    hidden: Array  # [B, T, D]
+    loss: Array  # float32 []; 0 in a dense model
+    metrics: dict[str, Mean]
+    further: tuple[Array, ...] = ()  # [B, T, D] each: from which `logits` scores the second, third, ... token after a position
+
+
+@dataclasses.dataclass(kw_only=True)
+class TextConfig(Config):
+    """Embedding, stack, vocabulary head.
+
+    The tables have a multiple of `vocab_multiple` rows, so that they split evenly: those from `vocab_size` on belong to no token,
+    score nothing and are never trained. `dtype` is that of activations and matrix products ("float32" or "bfloat16"); parameters,
+    softmax, norm statistics, logits and loss are float32.
+    """
+
+    vocab_size: int = 50257
+    vocab_multiple: int = 1
+    width: int = 768
+    embedding: EmbeddingConfig = dataclasses.field(default_factory=EmbeddingConfig)
+    stack: StackConfig = dataclasses.field(default_factory=StackConfig)
+    head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
+    init: Init = dataclasses.field(default_factory=Init)
+    dtype: str = "float32"
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for an unknown dtype or heads that do not divide the width."""
+        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        check_positive(self, "vocab_size", "vocab_multiple", "width")
+        self.stack.check(self.width)
+
+    @property
+    def table_size(self) -> int:
+        """Rows of the embedding, and columns of the head."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    def stacks(self) -> dict[str, StackConfig]:
+        """The stacks of the model, by the path of their parameters."""
+        return {"stack": self.stack}
+
+    def max_length(self) -> int | None:
+        """The longest row the model can read: that of its position table; None without one."""
+        table = self.embedding.positions
+        return None if table is None else table.length - table.offset
+
+    def flops_per_token(self, length: int, *, causal: bool) -> float:
+        """Matrix-product FLOPs of one training step per token: forward and twice that backward.
+
+        Attention counts the full square (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, appendix B) or with `causal` only
+        what a causal mask leaves. Recomputation (remat) is not counted: these are model, not hardware FLOPs.
+        """
+        forward = self.stack.flops_per_token(self.width, length, causal=causal)
+        return 3 * (forward + self.head.flops_per_token(self.width, self.vocab_size))
+
+
+class TextModel(nnx.Module):
+    """See `TextConfig`."""
+
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        self.config = config
+        V, D = config.table_size, config.width
+        self.embedding = config.embedding.build(rngs, V, D, config.init)
+        self.stack = config.stack.build(rngs, D, config.init)
+        self.head = config.head.build(rngs, V, D, config.init)
+
+    def __call__(self, batch: Batch, *, key: Array | None = None) -> Output:
+        """Hidden states for `batch["tokens"]` [B, T], with "segments", "positions", "prefix" and "token_types" [B, T] where given.
+
+        `key` drives dropout; None means evaluation.
+        """
+        x_BTD, aux = self._hidden(batch, place_of(batch), key)
+        return output_of(x_BTD, aux, batch)
+
+    def _hidden(self, batch: Batch, place: Place, key: Array | None) -> tuple[Array, Aux]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        dtype = jnp.dtype(self.config.dtype)
+        x_BTD = self.embedding(batch["tokens"], place.positions_BT, dtype, keys[0], batch.get("token_types"))
+        x_BTD, _, aux = self.stack(x_BTD, place, key=keys[1])
+        return x_BTD, aux
+
+    def logits(self, hidden_BTD: Array) -> Array:
+        """float32 [B, T, V] of hidden states; in a local view V is this device's part of the vocabulary."""
+        return self.head(hidden_BTD, self.embedding.table, self.config.vocab_size)
+
+    def with_whole_head(self, like: Array) -> "TextModel":
+        """This model with the head's matrix `gathered` for several uses: by chunks of the loss, or as embedding too."""
+        matrix = self.embedding.table if self.head.matrix is None else self.head.matrix
+        is_param = lambda x: isinstance(x, nnx.Param)  # noqa: E731
+        return jax.tree.map(lambda p: gathered(p, like) if p is matrix else p, self, is_leaf=is_param)
+
+
+def place_of(batch: Batch) -> Place:
+    """Where the tokens of a batch stand; positions count from the start of the row where none are given."""
+    positions = batch.get("positions")
+    if positions is None:
+        positions = token_index(batch["tokens"].shape[1])[None, :]
+    return Place(positions, batch.get("segments"), prefix_BT=batch.get("prefix"))
+
+
+def output_of(x_BTD: Array, aux: Aux, batch: Batch, further: tuple[Array, ...] = ()) -> Output:
+    """The output, with the auxiliary loss as a mean over the tokens that are no padding."""
+    if not aux.metrics:
+        return Output(x_BTD, aux.loss, {}, further)
+    real = batch["tokens"].size if batch.get("segments") is None else jnp.sum(batch["segments"] > 0)
+    count = all_sum(jnp.asarray(real, jnp.float32), "batch", "sequence")
+    return Output(x_BTD, aux.loss / jnp.maximum(count, 1.0), aux.metrics, further)

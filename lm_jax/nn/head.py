@@ -1,0 +1,113 @@
+"""The output projection to the vocabulary."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+
+from lm_jax.core.config import Config, check_choice, check_positive
+from lm_jax.core.local import all_gather, index
+from lm_jax.core.param import param, weight
+from lm_jax.core.types import Array
+from lm_jax.nn.embedding import soft_cap
+from lm_jax.nn.init import Init, zeros
+from lm_jax.nn.kernels.spec import MASKED
+from lm_jax.nn.linear import project
+from lm_jax.nn.mlp import ACTIVATIONS
+from lm_jax.nn.norm import NormConfig
+
+
+@dataclasses.dataclass(kw_only=True)
+class TransformConfig(Config):
+    """norm(act(x W + b)), of the width of the model: what stands before the projection in BERT (arXiv:1810.04805)."""
+
+    activation: str = "gelu"
+    bias: bool = True
+    norm: NormConfig | None = dataclasses.field(default_factory=NormConfig)
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for an unknown activation."""
+        check_choice("activation", self.activation, tuple(ACTIVATIONS))
+
+    def build(self, rngs: nnx.Rngs, width: int, init: Init) -> "Transform":
+        """The layer for inputs of `width`."""
+        return Transform(self, rngs, width, init)
+
+
+class Transform(nnx.Module):
+    """See `TransformConfig`."""
+
+    def __init__(self, config: TransformConfig, rngs: nnx.Rngs, width: int, init: Init):
+        self.config = config
+        self.matrix = param(rngs, init.linear(width), (width, width), ("embed", "inner"))
+        self.bias = param(rngs, zeros, (width,), ("inner",)) if config.bias else None
+        self.norm = None if config.norm is None else config.norm.build(rngs, width)
+
+    def __call__(self, x_BTD: Array) -> Array:
+        """[B, T, D] to [B, T, D] in the dtype of `x_BTD`."""
+        y_BTD = project("BTD,DE->BTE", x_BTD, self.matrix)
+        if self.bias is not None:
+            y_BTD = y_BTD + weight(self.bias, y_BTD)[None, None, :]
+        y_BTD = ACTIVATIONS[self.config.activation](y_BTD)
+        return y_BTD if self.norm is None else self.norm(y_BTD)
+
+
+@dataclasses.dataclass(kw_only=True)
+class HeadConfig(Config):
+    """The projection: tied to the embedding (Press and Wolf 2017, arXiv:1608.05859) or its own.
+
+    Hidden states pass through `transform` first, and are multiplied by `scale` (T5 with a tied head: width ** -0.5). `soft_cap`:
+    logits pass through cap * tanh(logit / cap) (Gemma 2, arXiv:2408.00118).
+    """
+
+    tied: bool = True
+    bias: bool = False
+    scale: float = 1.0
+    soft_cap: float | None = None
+    transform: TransformConfig | None = None
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for a non-positive cap or scale."""
+        check_positive(self, "scale")
+        if self.soft_cap is not None:
+            check_positive(self, "soft_cap")
+
+    def flops_per_token(self, width: int, vocab_size: int) -> int:
+        """Matrix-product FLOPs of one forward pass over one token."""
+        return 2 * width * vocab_size + (0 if self.transform is None else 2 * width**2)
+
+    def build(self, rngs: nnx.Rngs, table_size: int, width: int, init: Init) -> "Head":
+        """The layer for a vocabulary of `table_size`."""
+        return Head(self, rngs, table_size, width, init)
+
+
+class Head(nnx.Module):
+    """See `HeadConfig`."""
+
+    def __init__(self, config: HeadConfig, rngs: nnx.Rngs, table_size: int, width: int, init: Init):
+        self.config, self.table_size = config, table_size
+        self.matrix = None if config.tied else param(rngs, init.linear(width), (width, table_size), ("embed", "vocab"))
+        self.bias = param(rngs, zeros, (table_size,), ("vocab",)) if config.bias else None
+        self.transform = None if config.transform is None else config.transform.build(rngs, width, init)
+
+    def __call__(self, hidden_BTD: Array, table: nnx.Param, vocab_size: int) -> Array:
+        """float32 [B, T, V] of hidden states [B, T, D] and the embedding's `table`; ids from `vocab_size` on score nothing.
+
+        In a local view V is this device's part of the vocabulary.
+        """
+        if self.transform is not None:
+            hidden_BTD = self.transform(hidden_BTD)
+        if self.config.scale != 1.0:
+            hidden_BTD = hidden_BTD * jnp.asarray(self.config.scale, hidden_BTD.dtype)
+        hidden_BTD = all_gather(hidden_BTD, "residual", 1)
+        if self.matrix is None:
+            y_BTV = project("BTD,VD->BTV", hidden_BTD, table, jnp.float32)
+        else:
+            y_BTV = project("BTD,DV->BTV", hidden_BTD, self.matrix, jnp.float32)
+        if self.bias is not None:
+            y_BTV = y_BTV + weight(self.bias, y_BTV)[None, None, :]
+        y_BTV, own = soft_cap(y_BTV, self.config.soft_cap), y_BTV.shape[-1]
+        if vocab_size == self.table_size:
+            return y_BTV
+        ids = index("vocab") * own + jnp.arange(own)
+        return jnp.where(ids < vocab_size, y_BTV, MASKED)
