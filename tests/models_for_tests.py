@@ -6,15 +6,18 @@ import jax
 import numpy as np
 
 from lm_jax.models.decoder import DecoderConfig
+from lm_jax.models.multi_token import MultiTokenConfig
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.embedding import EmbeddingConfig
-from lm_jax.nn.head import HeadConfig
+from lm_jax.nn.head import HeadConfig, TransformConfig
 from lm_jax.nn.init import Init
+from lm_jax.nn.latent_attention import LatentAttentionConfig
 from lm_jax.nn.mlp import MLPConfig
 from lm_jax.nn.moe import MoEConfig
 from lm_jax.nn.norm import NormConfig
 from lm_jax.nn.positions import PositionTableConfig, RotaryConfig
+from lm_jax.nn.relative_bias import RelativeBiasConfig
 from lm_jax.nn.rope_scaling import YarnRope
 from lm_jax.nn.router import RouterConfig
 from lm_jax.nn.stack import StackConfig
@@ -91,7 +94,43 @@ def moe(**layer) -> DecoderConfig:
     return config
 
 
-MODELS = {"llama": llama(), "gpt2": gpt2(), "odd": odd(), "moe": moe()}
+def latent() -> DecoderConfig:
+    """After DeepSeek-V3: latent attention, a dense layer before grouped experts with biases, tables padded, a further token."""
+    mixer = LatentAttentionConfig(num_heads=4, query_rank=12, rank=16, head_dim=6, turned_dim=4, value_dim=8, bias=True)
+    dense = BlockConfig(mixer=mixer, feed_forward=MLPConfig(hidden=24, activation="silu", gated=True, limit=1.0, shift=0.5))
+    expert = MLPConfig(hidden=16, activation="gelu_quick", gated=True, bias=True, limit=2.0, shift=1.0)
+    router = RouterConfig(scores="sigmoid", bias=True, groups=2, top_groups=1, top_k=2, balance_over="row")
+    mixture = MoEConfig(num_experts=4, expert=expert, router=router, shared=MLPConfig(hidden=16), shared_gate=True)
+    block = dataclasses.replace(dense, feed_forward=mixture)
+    return DecoderConfig(
+        vocab_size=VOCAB,
+        vocab_multiple=16,
+        width=32,
+        init=dataclasses.replace(LOUD),
+        stack=StackConfig(prelude=(dense,), pattern=(block,), repeats=2),
+        head=HeadConfig(scale=0.7, transform=TransformConfig()),
+        multi_token=MultiTokenConfig(block=dense),
+    )
+
+
+def far() -> DecoderConfig:
+    """Positions of other kinds: ALiBi in chunks beside T5's bias in all layers, and no bias of keys."""
+    chunked = BlockConfig(
+        mixer=AttentionConfig(num_heads=4, chunk=6, alibi=True, bias=True, key_bias=False),
+        feed_forward=MLPConfig(hidden=40, activation="gelu"),
+        mixer_norm=False,
+    )
+    block = BlockConfig(mixer=AttentionConfig(num_heads=4, num_kv_heads=2), feed_forward=MLPConfig(hidden=40))
+    return DecoderConfig(
+        vocab_size=VOCAB,
+        width=32,
+        init=dataclasses.replace(LOUD),
+        embedding=EmbeddingConfig(token_types=2, norm=NormConfig(kind="layer")),
+        stack=StackConfig(pattern=(chunked, block), repeats=2, relative_bias=RelativeBiasConfig(buckets=8, distance=12)),
+    )
+
+
+MODELS = {"llama": llama(), "gpt2": gpt2(), "odd": odd(), "moe": moe(), "latent": latent(), "far": far()}
 
 
 def batch(rows: int = 8, length: int = 16, seed: int = 0) -> dict[str, np.ndarray]:

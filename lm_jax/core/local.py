@@ -126,7 +126,7 @@ def token_index(num_tokens: int, *, residual: bool = False) -> Array:
 def ahead(x_BT: Array, places: int) -> Array:
     """For each of this device's tokens, the value of the token that stands `places` later in the row; 0 beyond its end."""
     num_parts, T = ways("sequence"), x_BT.shape[1]
-    whole = all_gather(x_BT, "sequence", 1)[:, np.argsort(token_order(T * num_parts, num_parts))]
+    whole = all_gather(jnp.asarray(x_BT), "sequence", 1)[:, np.argsort(token_order(T * num_parts, num_parts))]
     return whole.at[:, token_index(T) + places].get(mode="fill", fill_value=0)
 
 

@@ -37,7 +37,8 @@ class DecoderConfig(TextConfig):
         """As `TextConfig.flops_per_token`."""
         flops = super().flops_per_token(length, causal=causal)
         if self.multi_token is not None:
-            flops += 3 * self.multi_token.flops_per_token(self.width, length, self.vocab_size, causal=causal)
+            head = self.multi_token.depth * self.head.flops_per_token(self.width, self.vocab_size)
+            flops += 3 * (self.multi_token.flops_per_token(self.width, length, causal=causal) + head)
         return flops
 
 

@@ -40,9 +40,9 @@ class MultiTokenConfig(Config):
         """The modules on top of a stack of `num_layers` of `width`."""
         return MultiToken(self, rngs, width, init, num_layers)
 
-    def flops_per_token(self, width: int, length: int, vocab_size: int, *, causal: bool) -> float:
-        """Forward matrix-product FLOPs per token at rows of `length`, the head's with them."""
-        return self.depth * (4 * width**2 + self.block.flops_per_token(width, length, causal=causal) + 2 * width * vocab_size)
+    def flops_per_token(self, width: int, length: int, *, causal: bool) -> float:
+        """Forward matrix-product FLOPs per token at rows of `length`, without those of the head."""
+        return self.depth * (4 * width**2 + self.block.flops_per_token(width, length, causal=causal))
 
 
 class MultiToken(nnx.Module):

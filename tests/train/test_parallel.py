@@ -19,7 +19,7 @@ from lm_jax.objectives.lm import LMConfig
 from lm_jax.optim.adamw import AdamW
 from lm_jax.optim.muon import Muon
 from lm_jax.train.step import StepConfig, gradients, init_state, train_step
-from tests.models_for_tests import VOCAB, batch, gpt2, llama, moe, odd
+from tests.models_for_tests import VOCAB, batch, far, gpt2, latent, llama, moe, odd
 
 KEY = jax.random.key(0)
 MESHES = {
@@ -43,7 +43,7 @@ MESHES = {
     "dp-ep-tp": MeshShape(dp=2, ep=2, tp=2),
     "ep-cp-tp": MeshShape(dp=1, ep=2, cp=2, tp=2),
 }
-CONFIGS = {"llama": llama(), "odd": odd(), "gpt2": gpt2(32), "dropout": llama()}
+CONFIGS = {"llama": llama(), "odd": odd(), "gpt2": gpt2(32), "dropout": llama(), "latent": latent(), "far": far()}
 # A row's capacity is that of its part on a device where rows are split: "wide" drops nothing.
 CONFIGS |= {"moe": moe(), "capacity": moe(capacity_factor=0.9), "wide": moe(capacity_factor=2.0), "room": moe(room=4.0)}
 # Pipelines: layers for up to 4 devices; "circular" passes them twice. A balance loss by row does not depend on micro-batches.
@@ -85,6 +85,7 @@ def on_one_device(name, packed, accumulate):
 
 
 PACKED = [("llama", "dp-fsdp-tp"), ("llama", "cp"), *((name, "fsdp-cp-tp") for name in ("llama", "odd", "gpt2", "dropout"))]
+PACKED += [("latent", "ep-cp-tp"), ("far", "fsdp-cp-tp"), ("latent", "pp-fsdp-cp"), ("far", "pp-dp-tp")]
 PACKED += [("moe", "ep-cp-tp"), ("wide", "ep-cp-tp"), ("circular", "pp"), ("circular-moe", "pp-ep-tp"), ("deep", "pp-fsdp-cp")]
 
 
