@@ -65,6 +65,11 @@ def import_run(folder: Path, workdir: Path, like: Experiment | None = None, toke
     Raises `DataError` for a directory that cannot be read as it is (see `interop`), `StorageError` where `workdir` holds a run.
     """
     architecture, model, fields = read_model(folder)
+    if not isinstance(model, DecoderConfig):
+        raise DataError(
+            f"{folder} holds a {architecture.model_type}, and runs train decoders; "
+            "read it in Python: lm_jax.interop.weights.read_model and load (docs/interop.md)"
+        )
     tensors = Tensors(folder)
     if (workdir / "config.json").exists():
         raise StorageError(f"{workdir} holds a run already; take another --workdir")

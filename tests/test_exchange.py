@@ -95,6 +95,7 @@ def test_an_imported_model_trains_on(workdir, tmp_path):
             "the tokenizer has 512 tokens, but the embedding",
         ),
         ((f"--from={DATA}",), 65, "config.json cannot be read"),
+        ((f"--from={FIXTURES / 'bert'}",), 65, "holds a bert, and runs train decoders; read it in Python"),
     ],
 )
 def test_a_bad_import_leaves_nothing(arguments, code, message, tmp_path, capsys):

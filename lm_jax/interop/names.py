@@ -35,7 +35,10 @@ class Name:
 
     def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
         """The size of each named axis for a parameter (of one layer and expert) of this shape."""
-        return dict(zip(self.axes.split("->")[1].split(), shape, strict=True))
+        names = self.axes.split("->")[1].split()
+        if len(names) != len(shape):
+            raise DataError(f"tensor {self.tensor} is stored as {self.axes!r}, but config.json makes a parameter of shape {shape}")
+        return dict(zip(names, shape, strict=True))
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape in the file of a parameter (of one layer and expert) of this shape."""
@@ -121,8 +124,7 @@ def _pieces_of(
             yield from _pieces_of_block(stack, parts, inside, shape, blocks[where])
             return
     name = _find(outer, path, path)
-    axes = name.axes.split("->")[1].split()
-    shape = tuple(config.vocab_size if axis == "V" else size for axis, size in zip(axes, shape, strict=True))
+    shape = tuple(config.vocab_size if axis == "V" else size for axis, size in name.sizes(shape).items())
     yield Piece(parts, (), name.tensor, name, shape)
 
 

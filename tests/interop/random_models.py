@@ -97,6 +97,9 @@ def _config(kind: str, r: random.Random) -> Any:
             return transformers.Phi3Config(**c, **r.choice([{"sliding_window": None}, window]))
         case "olmo2":
             return transformers.Olmo2Config(**c, attention_bias=bias)
+        case "olmo3":
+            c["rope_parameters"] = {kind: rope(r) for kind in ("full_attention", "sliding_attention")}
+            return transformers.Olmo3Config(**c, **window, **types, attention_bias=bias)
         case "smollm3":
             turned = [r.choice([0, 1]) for _ in range(c["num_hidden_layers"])]
             return transformers.SmolLM3Config(**c, no_rope_layers=turned, attention_bias=bias)

@@ -1,5 +1,8 @@
 """Every architecture against `transformers`: logits, greedy tokens, and the way back, on random models drawn anew."""
 
+import copy
+import dataclasses
+import itertools
 import json
 
 import jax
@@ -7,6 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lm_jax.core.config import validate_tree
+from lm_jax.core.errors import ConfigError, DataError
 from lm_jax.core.param import split
 from lm_jax.infer.generate import generate
 from lm_jax.infer.sampling import SamplingConfig
@@ -126,3 +131,63 @@ def outputs(model, batch):
     """What the model says of a batch: logits, or for two towers the similarities of all images with all texts."""
     output = model(batch)
     return output.similarities() if hasattr(output, "similarities") else model.logits(output.hidden)
+
+
+def knobs_of(config, prefix=()):
+    """(path, value) of every number, choice and switch of a config that says what is computed."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from knobs_of(value, (*prefix, field.name))
+        elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            for i, part in enumerate(value):
+                yield from knobs_of(part, (*prefix, field.name, i))
+        elif isinstance(value, int | float | str):
+            yield (*prefix, field.name), value
+
+
+def with_knob(config, path, value):
+    changed = copy.deepcopy(config)
+    *above, last = path
+    part = changed
+    for name in above:
+        part = part[name] if isinstance(name, int) else getattr(part, name)
+    setattr(part, last, value)
+    return changed
+
+
+# What says how to draw, train, run or store, and no logit.
+SILENT = {"dropout", "std", "embedding_std", "weights", "outputs", "dtype", "implementation", "unroll", "remat", "rounds"}
+SILENT |= {"load_balance", "z_loss", "balance_over", "vocab_multiple", "num_kv_heads"}
+
+
+@pytest.mark.parametrize("kind", [*DECODERS, "bert", "roberta", "modernbert"])
+def test_swapping_any_two_knobs_is_seen(kind, tmp_path):
+    """Every pair of knobs of one part, of one type and unequal, exchanged: the weights no longer fit, or the logits differ."""
+    from tests.interop.random_models import inputs, random_model
+
+    model = random_model(kind, 1)
+    model.save_pretrained(tmp_path)
+    architecture, config, _, _ = imported(tmp_path)
+    tensors, (batch, _) = Tensors(tmp_path), inputs("modernbert", model.config, 0)
+
+    def scores(config):
+        graph, shapes = split(jax.eval_shape(config.build, jax.random.key(0)))
+        params = load(architecture, config, shapes, tensors)
+        return np.asarray(jax.jit(lambda batch: outputs(nnx.merge(graph, params), batch))(batch))
+
+    right, tried, real = scores(config), 0, batch["segments"] > 0
+    for (path, a), (other, b) in itertools.combinations(knobs_of(config), 2):
+        same_part = path[:-1] == other[:-1] and not {path[-1], other[-1]} & SILENT
+        if not same_part or type(a) is not type(b) or a == b:
+            continue
+        try:
+            wrong = with_knob(with_knob(config, path, b), other, a)
+            validate_tree(wrong)
+            got = scores(wrong)
+        except (ConfigError, DataError):
+            tried += 1
+            continue
+        tried += 1
+        assert got.shape != right.shape or np.abs(got - right)[real].max() > 1e-4, (path, a, other, b)
+    assert tried > 5

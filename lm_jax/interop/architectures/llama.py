@@ -156,6 +156,24 @@ def _olmo2(knobs: Knobs, i: int, norm: NormConfig) -> BlockConfig:
     return BlockConfig(norm=norm, mixer=mixer, feed_forward=read_mlp(knobs), placement="branch")
 
 
+def _olmo3(knobs: Knobs, i: int, norm: NormConfig) -> BlockConfig:
+    kinds, count = knobs.take("layer_types", None), knobs.take("num_hidden_layers")
+    kind = (kinds or [SLIDING if (i + 1) % 4 else FULL for i in range(count)])[i]
+    block, positions = _olmo2(knobs, i, norm), rotary(knobs, kind, 500_000.0)
+    if kind == SLIDING and "rope_parameters" not in knobs.values:
+        positions.scaling = None  # older files mean the full layers only
+    window = knobs.take("sliding_window", 4096) if kind == SLIDING else None
+    block.mixer = dataclasses.replace(block.mixer, rotary=positions, window=window)
+    return block
+
+
+def _write_olmo3(model: DecoderConfig) -> dict[str, Any]:
+    kinds = {SLIDING if block.mixer.window else FULL: block.mixer.rotary for block in each_layer(model)}
+    unused = () if SLIDING in kinds else ("sliding_window",)  # the class takes no null
+    fields = without(write_qwen(model), "use_sliding_window", "head_dim", *unused)
+    return fields | {"rope_parameters": {kind: write_rotary(positions) for kind, positions in kinds.items()}}
+
+
 def _phi3(knobs: Knobs, i: int, norm: NormConfig) -> BlockConfig:
     knobs.take("original_max_position_embeddings", None)
     return BlockConfig(norm=norm, mixer=read_attention(knobs, i, bias=False, output_bias=False), feed_forward=read_mlp(knobs))
@@ -208,6 +226,14 @@ OLMO2 = Architecture(
     write=lambda model: without(write_qwen(model), "layer_types", "sliding_window", "use_sliding_window", "head_dim"),
     outer=OUTER,
     blocks=layers(ATTENTION | WHOLE_QK_NORMS | GATED | _BRANCH_NORMS),
+)
+OLMO3 = Architecture(
+    model_type="olmo3",
+    class_name="Olmo3ForCausalLM",
+    read=_reader(_olmo3, epsilon=1e-5),
+    write=_write_olmo3,
+    outer=OUTER,
+    blocks=OLMO2.blocks,
 )
 PHI3 = Architecture(
     model_type="phi3",
