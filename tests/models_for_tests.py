@@ -10,6 +10,7 @@ from lm_jax.models.multi_token import MultiTokenConfig
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.embedding import EmbeddingConfig
+from lm_jax.nn.gated_delta import GatedDeltaConfig
 from lm_jax.nn.head import HeadConfig, TransformConfig
 from lm_jax.nn.init import Init
 from lm_jax.nn.latent_attention import LatentAttentionConfig
@@ -17,7 +18,9 @@ from lm_jax.nn.mlp import MLPConfig
 from lm_jax.nn.moe import MoEConfig
 from lm_jax.nn.norm import NormConfig
 from lm_jax.nn.positions import PositionTableConfig, RotaryConfig
+from lm_jax.nn.recurrent import RecurrentConfig
 from lm_jax.nn.relative_bias import RelativeBiasConfig
+from lm_jax.nn.rglru import RGLRUConfig
 from lm_jax.nn.rope_scaling import YarnRope
 from lm_jax.nn.router import RouterConfig
 from lm_jax.nn.stack import StackConfig
@@ -130,7 +133,23 @@ def far() -> DecoderConfig:
     )
 
 
-MODELS = {"llama": llama(), "gpt2": gpt2(), "odd": odd(), "moe": moe(), "latent": latent(), "far": far()}
+def recurrent() -> DecoderConfig:
+    """Every recurrent mixer: an LSTM without feed-forward layer or residual, RG-LRU, the gated delta rule, and a GRU."""
+    first = BlockConfig(mixer=RecurrentConfig(size=20), feed_forward=None, residual=False, placement="none")
+    lstm = BlockConfig(mixer=RecurrentConfig(output=False), feed_forward=None)
+    griffin = BlockConfig(mixer=RGLRUConfig(size=40, num_heads=4), feed_forward=MLPConfig(hidden=40))
+    delta = GatedDeltaConfig(num_heads=4, num_key_heads=2, key_dim=6, value_dim=10, chunk=5)
+    delta_block = BlockConfig(mixer=delta, feed_forward=MLPConfig(hidden=40))
+    gru = BlockConfig(mixer=RecurrentConfig(cell="gru", output=False), feed_forward=MLPConfig(hidden=40), placement="branch")
+    return DecoderConfig(
+        vocab_size=VOCAB,
+        width=32,
+        init=dataclasses.replace(LOUD, outputs="depth_scaled"),  # 9 layers would amplify rounding
+        stack=StackConfig(prelude=(first,), pattern=(lstm, griffin, delta_block, gru), repeats=2),
+    )
+
+
+MODELS = {"recurrent": recurrent(), "llama": llama(), "gpt2": gpt2(), "odd": odd(), "moe": moe(), "latent": latent(), "far": far()}
 
 
 def batch(rows: int = 8, length: int = 16, seed: int = 0) -> dict[str, np.ndarray]:

@@ -123,11 +123,24 @@ def token_index(num_tokens: int, *, residual: bool = False) -> Array:
     return part(order, "sequence", 0)
 
 
+def whole_row(x: Array) -> Array:
+    """All tokens of the rows [B, T, ...] that `x` has a part of, in order."""
+    num_parts = ways("sequence")
+    if num_parts == 1:
+        return x
+    return all_gather(x, "sequence", 1)[:, np.argsort(token_order(x.shape[1] * num_parts, num_parts))]
+
+
+def own_tokens(x: Array) -> Array:
+    """This device's tokens of whole rows [B, T, ...]: what `whole_row` undoes."""
+    num_parts = ways("sequence")
+    return x if num_parts == 1 else x[:, token_index(x.shape[1] // num_parts)]
+
+
 def ahead(x_BT: Array, places: int) -> Array:
     """For each of this device's tokens, the value of the token that stands `places` later in the row; 0 beyond its end."""
-    num_parts, T = ways("sequence"), x_BT.shape[1]
-    whole = all_gather(jnp.asarray(x_BT), "sequence", 1)[:, np.argsort(token_order(T * num_parts, num_parts))]
-    return whole.at[:, token_index(T) + places].get(mode="fill", fill_value=0)
+    whole = whole_row(jnp.asarray(x_BT))
+    return whole.at[:, token_index(x_BT.shape[1]) + places].get(mode="fill", fill_value=0)
 
 
 def varying(x: Any) -> frozenset[str]:

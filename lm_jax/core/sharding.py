@@ -83,6 +83,9 @@ class Layout(Config):
                     raise ConfigError(
                         f"{name} is gathered over {axis!r}, which is not in batch={self.batch}: its devices would repeat work"
                     )
+        for name in ("inner", "recurrent", "patch"):
+            if dims[name] and name not in self.gather:
+                raise ConfigError(f"{name}={dims[name]}: layers need it whole; add {name!r} to gather, or leave it ()")
         if len(self.layers) > 1:
             raise ConfigError(f"layers={self.layers}: a pipeline runs along one mesh axis")
         if self.micro_batches is not None and self.micro_batches < 1:

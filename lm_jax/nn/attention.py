@@ -178,7 +178,7 @@ class Attention(nnx.Module):
             length = T * ways("sequence") if cache is None else cache.keys.shape[1]
             q_BTNH = config.rotary.rotate(q_BTNH, place.positions_BT, length)
             k_BTKH = config.rotary.rotate(k_BTKH, place.positions_BT, length)
-        k_BTKH, v_BTKH = self._for_these_heads(k_BTKH), self._for_these_heads(v_BTKH)
+        k_BTKH, v_BTKH = for_these_heads(k_BTKH, self.query), for_these_heads(v_BTKH, self.query)
         spec, sinks_N = config.spec(x_BTD.shape[-1], **place.has()), self._sinks(q_BTNH)
         if cache is None or info is None:
             tokens = Tokens(token_index(T), self._segments(place, len(x_BTD)), place.prefix_BT if spec.prefix else None)
@@ -193,7 +193,7 @@ class Attention(nnx.Module):
     def remember(self, memory_BSD: Array) -> KeyValues:
         """Keys and values of a memory, for `read`."""
         keys, values = self._keys_values(memory_BSD)
-        return KeyValues(self._for_these_heads(keys), self._for_these_heads(values))
+        return KeyValues(for_these_heads(keys, self.query), for_these_heads(values, self.query))
 
     def read(self, x_BTD: Array, place: Place, memory: KeyValues, segments_BS: Array) -> Array:
         """[B, T, D] to [B, T, D]: attention to a memory, of which each token sees its own segment."""
@@ -237,15 +237,16 @@ class Attention(nnx.Module):
         y_BTNH = project("BTD,DNH->BTNH", x_BTD, matrix)
         return y_BTNH if bias is None else y_BTNH + weight(bias, y_BTNH)[None, None, :, :]
 
-    def _for_these_heads(self, k_BTKH: Array) -> Array:
-        """The key-value heads of this device's query heads, where query heads are split over more devices."""
-        if ways("heads") == ways("kv_heads"):
-            return k_BTKH
-        if ways("kv_heads") > 1:
-            raise ConfigError(f"heads split {ways('heads')} ways, kv_heads {ways('kv_heads')}: split both alike, or kv_heads not")
-        queries = self.query.shape[-2]
-        group = queries * ways("heads") // k_BTKH.shape[2]
-        return jnp.take(k_BTKH, (index("heads") * queries + jnp.arange(queries)) // group, axis=2)
+
+def for_these_heads(k_BTKH: Array, matrix: nnx.Param) -> Array:
+    """The key heads of this device's heads, those of `matrix` [..., N, H], where these are split over more devices."""
+    if ways("heads") == ways("kv_heads"):
+        return k_BTKH
+    if ways("kv_heads") > 1:
+        raise ConfigError(f"heads split {ways('heads')} ways, kv_heads {ways('kv_heads')}: split both alike, or kv_heads not")
+    heads = matrix.shape[-2]
+    group = heads * ways("heads") // k_BTKH.shape[2]
+    return jnp.take(k_BTKH, (index("heads") * heads + jnp.arange(heads)) // group, axis=2)
 
 
 def write(slots: Array, new: Array, index: Array) -> Array:

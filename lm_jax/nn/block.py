@@ -12,14 +12,17 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.types import Array, Aux
 from lm_jax.nn.attention import AttentionConfig, KeyValues
 from lm_jax.nn.dropout import dropout
+from lm_jax.nn.gated_delta import GatedDeltaConfig
 from lm_jax.nn.init import Init
 from lm_jax.nn.latent_attention import LatentAttentionConfig
 from lm_jax.nn.mlp import MLPConfig
 from lm_jax.nn.moe import MoEConfig
 from lm_jax.nn.norm import NormConfig
 from lm_jax.nn.place import Cache, CacheInfo, Place
+from lm_jax.nn.recurrent import RecurrentConfig
+from lm_jax.nn.rglru import RGLRUConfig
 
-Mixer = AttentionConfig | LatentAttentionConfig
+Mixer = AttentionConfig | LatentAttentionConfig | RecurrentConfig | RGLRUConfig | GatedDeltaConfig
 
 
 class WithMemory(NamedTuple):
@@ -31,12 +34,13 @@ class WithMemory(NamedTuple):
 
 @dataclasses.dataclass(kw_only=True)
 class BlockConfig(Config):
-    """`x = x + f(x)` for f the mixer, then with `cross` attention to a memory, then the feed-forward layer.
+    """`x = x + f(x)` for f the mixer, then with `cross` attention to a memory, then the feed-forward layer (None: there is none).
 
     `placement` says where the norms stand:
 
     "pre": x + f(norm(x)) (GPT-2, Llama); "post": norm(x + f(x)) (Vaswani et al. 2017);
-    "sandwich": x + norm(f(norm(x))) (Gemma 2, arXiv:2408.00118); "branch": x + norm(f(x)) (OLMo 2, arXiv:2501.00656).
+    "sandwich": x + norm(f(norm(x))) (Gemma 2, arXiv:2408.00118); "branch": x + norm(f(x)) (OLMo 2, arXiv:2501.00656);
+    "none": x + f(x), without norms. With `residual=False` f(x) alone takes the place of the sum (LSTMs of old).
 
     With `parallel` both layers read the same x: x + mixer(norm(x)) + feed_forward(norm(x)), each with its own norm (GPT-NeoX,
     arXiv:2204.06745), or with `shared_norm` one for both (GPT-J, Phi). `residual_scale` multiplies what is added (Granite, muP
@@ -46,18 +50,23 @@ class BlockConfig(Config):
 
     mixer: Mixer = dataclasses.field(default_factory=AttentionConfig)
     cross: AttentionConfig | None = None
-    feed_forward: MLPConfig | MoEConfig = dataclasses.field(default_factory=MLPConfig)
+    feed_forward: MLPConfig | MoEConfig | None = dataclasses.field(default_factory=MLPConfig)
     norm: NormConfig = dataclasses.field(default_factory=NormConfig)
     placement: str = "pre"
     parallel: bool = False
     shared_norm: bool = False
     mixer_norm: bool = True
+    residual: bool = True
     residual_scale: float = 1.0
     dropout: float = 0.0
 
     def validate(self) -> None:
         """Raises `ConfigError` for an unknown placement or a dropout rate outside [0, 1)."""
-        check_choice("placement", self.placement, ("pre", "post", "sandwich", "branch"))
+        check_choice("placement", self.placement, ("pre", "post", "sandwich", "branch", "none"))
+        if not self.residual and (self.parallel or self.residual_scale != 1.0):
+            raise ConfigError("residual=False leaves nothing for parallel=True or residual_scale")
+        if self.parallel and self.feed_forward is None:
+            raise ConfigError("parallel=True is for a mixer beside a feed-forward layer, and feed_forward is None")
         if self.parallel and self.placement == "post":
             raise ConfigError("parallel=True has no placement='post': there is one sum; take 'pre', 'sandwich' or 'branch'")
         if self.shared_norm and not (self.parallel and self.placement == "pre"):
@@ -78,7 +87,8 @@ class BlockConfig(Config):
     def flops_per_token(self, width: int, length: int, *, causal: bool) -> float:
         """Forward matrix-product FLOPs per token at rows of `length`."""
         cross = 0.0 if self.cross is None else self.cross.flops_per_token(width, length, causal=False)
-        return self.mixer.flops_per_token(width, length, causal=causal) + cross + self.feed_forward.flops_per_token(width)
+        feed_forward = 0.0 if self.feed_forward is None else self.feed_forward.flops_per_token(width)
+        return self.mixer.flops_per_token(width, length, causal=causal) + cross + feed_forward
 
     def empty_cache(self, width: int, batch_size: int, length: int, dtype: jnp.dtype) -> Cache:
         """For `batch_size` rows of up to `length` tokens; without a memory yet."""
@@ -91,12 +101,13 @@ class Block(nnx.Module):
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs, width: int, init: Init, num_layers: int):
         self.config = config
         self.mixer = config.mixer.build(rngs, width, init, num_layers)
-        self.feed_forward = config.feed_forward.build(rngs, width, init, num_layers)
-        before, after = config.placement in ("pre", "sandwich"), config.placement != "pre"
+        last = config.feed_forward
+        self.feed_forward = None if last is None else last.build(rngs, width, init, num_layers)
+        before, after = config.placement in ("pre", "sandwich"), config.placement in ("post", "sandwich", "branch")
         self.mixer_norm = config.norm.build(rngs, width) if before and config.mixer_norm else None
         self.mixer_post_norm = config.norm.build(rngs, width) if after else None
-        self.feed_forward_norm = config.norm.build(rngs, width) if before and not config.shared_norm else None
-        self.feed_forward_post_norm = config.norm.build(rngs, width) if after else None
+        self.feed_forward_norm = config.norm.build(rngs, width) if before and last and not config.shared_norm else None
+        self.feed_forward_post_norm = config.norm.build(rngs, width) if after and last else None
         self.cross = None if config.cross is None else config.cross.build(rngs, width, init, num_layers)
         self.cross_norm = config.norm.build(rngs, width) if self.cross is not None and before else None
         self.cross_post_norm = config.norm.build(rngs, width) if self.cross is not None and after else None
@@ -114,6 +125,9 @@ class Block(nnx.Module):
         if self.cross is not None:
             h_BTD = self._cross(x_BTD, place, memory, info)
             x_BTD = self._add(x_BTD, dropout(h_BTD, rate, _third(key), place.rows_B), self.cross_post_norm)
+        cache = own if memory is None else WithMemory(own, memory)
+        if self.feed_forward is None:
+            return x_BTD, cache, Aux.none()
         h_BTD = before_BTD if self.config.parallel else x_BTD
         if self.config.shared_norm:
             h_BTD = normed_BTD
@@ -121,7 +135,6 @@ class Block(nnx.Module):
             h_BTD = self.feed_forward_norm(h_BTD)
         h_BTD, aux = self.feed_forward(h_BTD, place)
         h_BTD = dropout(h_BTD, rate, keys[1], place.rows_B)
-        cache = own if memory is None else WithMemory(own, memory)
         return self._add(x_BTD, h_BTD, self.feed_forward_post_norm), cache, aux
 
     def remember(self, cache: Cache, memory_BSD: Array) -> Cache:
@@ -141,7 +154,7 @@ class Block(nnx.Module):
             branch = norm(branch)
         if self.config.residual_scale != 1.0:
             branch = branch * jnp.asarray(self.config.residual_scale, branch.dtype)
-        x = x + branch
+        x = x + branch if self.config.residual else branch
         return norm(x) if norm is not None and self.config.placement == "post" else x
 
 
