@@ -44,7 +44,9 @@ def main() -> None:
                 drop_cache(Path(folder, "theirs"))
             command = [sys.executable, "-m", "benchmarks.interop", f"--part={name}", f"--folder={folder}"]
             command += [f"--layers={options.layers}", f"--devices={options.devices}"]
-            results[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+            results[name] = json.loads(
+                subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+            )
         size = results["make"]["bytes"]
         print(f"{size / 1e9:.2f} GB of weights; a plain copy takes {copy:.1f} s")
         for name in ("import", "export"):

@@ -18,9 +18,12 @@ from lm_jax.core.config import Config, check_positive, nearest, validate_tree
 from lm_jax.core.errors import ConfigError, UserError
 from lm_jax.core.mesh import MeshShape
 from lm_jax.core.sharding import Layout
+from lm_jax.data.labelled import LabelledText
 from lm_jax.data.text import TextData
+from lm_jax.evals.classification import ClassificationConfig
 from lm_jax.evals.perplexity import PerplexityConfig
 from lm_jax.infer.sampling import SamplingConfig
+from lm_jax.models.classifier import ClassifierConfig
 from lm_jax.models.decoder import DecoderConfig
 from lm_jax.objectives.lm import LMConfig
 from lm_jax.optim.base import OptimizerConfig
@@ -54,8 +57,8 @@ class SamplesConfig(Config):
 class Experiment(Config):
     """Everything that defines a run. It is written to the run's directory and rebuilds the run."""
 
-    data: TextData
-    model: DecoderConfig
+    data: TextData | LabelledText
+    model: DecoderConfig | ClassifierConfig
     objective: LMConfig = dataclasses.field(default_factory=LMConfig)
     optimizer: OptimizerConfig
     step: StepConfig = dataclasses.field(default_factory=StepConfig)
@@ -63,11 +66,12 @@ class Experiment(Config):
     mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
     layout: Layout = dataclasses.field(default_factory=Layout)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
-    evals: tuple[PerplexityConfig, ...] = dataclasses.field(default_factory=lambda: (PerplexityConfig(),))
+    evals: tuple[PerplexityConfig | ClassificationConfig, ...] = dataclasses.field(default_factory=lambda: (PerplexityConfig(),))
     samples: SamplesConfig | None = dataclasses.field(default_factory=SamplesConfig)
 
     def validate(self) -> None:
         """Raises `ConfigError` where components do not fit each other."""
+        self._check_family()
         data, limit = self.data, self.model.max_length()
         lengths = {"data.length": data.length} | {f"evals {e.name!r} length": e.length or data.length for e in self.evals}
         for name, length in lengths.items():
@@ -81,7 +85,7 @@ class Experiment(Config):
             length = e.length or data.length
             if length % e.chunks:
                 raise ConfigError(f"evals {e.name!r}: its length={length} is not divisible by its chunks={e.chunks}")
-            if e.stride is not None and e.stride > length:
+            if isinstance(e, PerplexityConfig) and e.stride is not None and e.stride > length:
                 raise ConfigError(f"evals {e.name!r}: stride={e.stride} is above its length={length}: tokens would be left out")
         names = [e.name for e in self.evals]
         if len(set(names)) != len(names):
@@ -89,6 +93,17 @@ class Experiment(Config):
         early_stop = self.train.early_stop
         if early_stop is not None and (name := early_stop.metric.split("/")[0]) not in names:
             raise ConfigError(f"train.early_stop.metric={early_stop.metric!r} names no eval{nearest(name, names)}")
+
+    def _check_family(self) -> None:
+        classifies = isinstance(self.model, ClassifierConfig)
+        kinds = {"data": isinstance(self.data, LabelledText)}
+        kinds |= {f"evals {e.name!r}": isinstance(e, ClassificationConfig) for e in self.evals}
+        for name, labelled in kinds.items():
+            if labelled != classifies:
+                needs = "labelled text and ClassificationConfig" if classifies else "TextData and PerplexityConfig"
+                raise ConfigError(f"{name} does not fit the model: a {type(self.model).__name__} is for {needs}")
+        if classifies and self.samples is not None:
+            raise ConfigError("samples: a classifier writes no text; set samples=None")
 
 
 def load_experiment(arguments: Sequence[str]) -> Experiment:

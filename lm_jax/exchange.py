@@ -36,7 +36,7 @@ from lm_jax.models.decoder import DecoderConfig
 from lm_jax.optim.adamw import AdamW
 from lm_jax.parts import build
 from lm_jax.run import load as load_run
-from lm_jax.train.checkpoint import Checkpoints
+from lm_jax.train.checkpoint import Checkpoints, room
 from lm_jax.train.lock import RunLock
 from lm_jax.train.logging import MetricsLog
 from lm_jax.train.rundir import claim_config, versions
@@ -100,7 +100,7 @@ def import_run(folder: Path, workdir: Path, like: Experiment | None = None, toke
 
 def _save(workdir: Path, experiment: Experiment, params: Params, tokenizer: Tokenizer, software: Any, mesh: Any) -> None:
     record = {"config": to_json(experiment), "tokenizer": tokenizer.to_json(), "data": None, "versions": software, "mesh": mesh}
-    with Checkpoints(workdir / "checkpoints", experiment.checkpoint) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", experiment.checkpoint, memory_gb=room(params)) as checkpoints:
         checkpoints.save(0, {"params": params}, record | {"progress": {}, "holds": ["params"]}, {})
 
 

@@ -168,10 +168,13 @@ def _prepare(options: argparse.Namespace, configs: list[str]) -> int:
 def _data(options: argparse.Namespace, configs: list[str]) -> int:
     from lm_jax.config import load_experiment
     from lm_jax.data.audit import audit, show
+    from lm_jax.data.text import PreparedText
 
     if options.step < 0:
         raise ConfigError(f"--step={options.step} must not be negative; the first step's batch is 0")
     data = load_experiment(configs).data.prepare()
+    if not isinstance(data, PreparedText):
+        raise ConfigError("data audit and data show are for corpora of running text (TextData)")
     for line in audit(data) if options.what == "audit" else show(data, options.step):
         print(line)
     return 0

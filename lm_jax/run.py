@@ -22,12 +22,16 @@ from lm_jax.core.hardware import peak_flops
 from lm_jax.core.param import Params
 from lm_jax.core.sharding import Layout, local_rows, shard_batch, use_mesh
 from lm_jax.core.types import Batch
+from lm_jax.data.examples import ExampleLoader
+from lm_jax.data.labelled import PreparedLabelled
 from lm_jax.data.loader import Loader, Prefetcher
 from lm_jax.data.text import PreparedText
 from lm_jax.data.tokenizers import Tokenizer
-from lm_jax.evals.perplexity import PerplexityConfig, perplexity
+from lm_jax.evals.base import EvalConfig
+from lm_jax.evals.perplexity import PerplexityConfig
 from lm_jax.infer.generate import generate
 from lm_jax.infer.sampling import SamplingConfig
+from lm_jax.models.decoder import DecoderConfig
 from lm_jax.parts import (
     Parts,
     abstract_state,
@@ -40,12 +44,14 @@ from lm_jax.parts import (
     pipeline_schedule,
 )
 from lm_jax.study.report import write_report
-from lm_jax.train.checkpoint import Checkpoints
+from lm_jax.train.checkpoint import Checkpoints, room
 from lm_jax.train.lock import RunLock
 from lm_jax.train.logging import MetricsLog, read_metrics
 from lm_jax.train.rundir import claim_config, read_config, versions
 from lm_jax.train.step import TrainState, init_state
 from lm_jax.train.trainer import Scheduled, Trainer
+
+Prepared = PreparedText | PreparedLabelled
 
 
 def checksum(batch: Batch) -> int:
@@ -56,9 +62,9 @@ def checksum(batch: Batch) -> int:
     return value
 
 
-def prepare(experiment: Experiment) -> PreparedText:
+def prepare(experiment: Experiment) -> Prepared:
     """The experiment's data, tokenised now where the cache lacks it. Raises `ConfigError` when the model has too few
-    tokens, `DataError` when a split of an eval is not there."""
+    tokens or classes, `DataError` when a split of an eval is not there."""
     say = print if jax.process_index() == 0 else None
     data = experiment.data.prepare(progress=say)
     tokenizer = data.tokenizer
@@ -67,8 +73,13 @@ def prepare(experiment: Experiment) -> PreparedText:
             f"model.vocab_size={experiment.model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; "
             f"set --config.model.vocab_size={tokenizer.vocab_size} or more"
         )
+    if experiment.model.num_outputs < data.num_outputs:
+        raise ConfigError(
+            f"model.classes={experiment.model.num_outputs} is below the {data.num_outputs} of the training data; "
+            f"set --config.model.classes={data.num_outputs}"
+        )
     for config in experiment.evals:
-        data.sources(config.split)  # raises where there is none
+        data.require(config.split)  # raises where there is none
     _check_samples(experiment, tokenizer)
     return data
 
@@ -114,7 +125,7 @@ def _report(workdir: Path) -> None:
         write_report(workdir)
 
 
-def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data: PreparedText, loader: Loader) -> int:
+def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data: Prepared, loader: Loader | ExampleLoader) -> int:
     past = read_metrics(workdir)
     attempt = 1 + max((row["attempt"] for row in past), default=-1)
     software = versions()
@@ -163,7 +174,7 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             checkpoints=checkpoints,
             log=log,
             record=record,
-            vocab_size=experiment.model.vocab_size,
+            num_outputs=experiment.model.num_outputs,
             tokens_per_batch=experiment.data.batch_size * experiment.data.length,
             flops_per_token=tuple(
                 experiment.model.flops_per_token(experiment.data.length, causal=causal) for causal in (False, True)
@@ -217,7 +228,7 @@ class _compilations:
             self.log.event(None, name, f"compiled the train step in {seconds:.1f} s", seconds=seconds)
 
 
-def _scheduled(config: PerplexityConfig, parts: Parts, data: PreparedText, mesh: Mesh | None, layout: Layout) -> Scheduled:
+def _scheduled(config: EvalConfig, parts: Parts, data: Prepared, mesh: Mesh | None, layout: Layout) -> Scheduled:
     def run(step: int, params: Params) -> Iterator[tuple[str, float]]:
         return evaluate_split(config, parts.graph, params, data, mesh, layout)
 
@@ -225,18 +236,12 @@ def _scheduled(config: PerplexityConfig, parts: Parts, data: PreparedText, mesh:
 
 
 def evaluate_split(
-    config: PerplexityConfig, graph: nnx.GraphDef, params: Params, data: PreparedText, mesh: Mesh | None, layout: Layout
+    config: EvalConfig, graph: nnx.GraphDef, params: Params, data: Prepared, mesh: Mesh | None, layout: Layout
 ) -> Iterator[tuple[str, float]]:
-    """Yields the (name, value) pairs of one perplexity evaluation; on one device where `mesh` is None."""
-    batches = data.eval_batches(
-        config.split,
-        batch_size=config.batch_size,
-        length=config.length,
-        stride=config.stride,
-        rows=slice(None) if mesh is None else local_rows(config.batch_size, mesh, layout),
-    )
+    """Yields the (name, value) pairs of one evaluation; on one device where `mesh` is None."""
+    rows = slice(None) if mesh is None else local_rows(config.batch_size, mesh, layout)
     put = (lambda batch: batch) if mesh is None else (lambda batch: shard_batch(batch, mesh, layout, config.batch_size))
-    return perplexity(graph, params, map(put, batches), data.num_bytes(config.split), config.chunks)
+    return config.scores(graph, params, data, put, rows)
 
 
 def _sampler(experiment: Experiment, parts: Parts, tokenizer: Tokenizer, mesh: Mesh, log: MetricsLog) -> Scheduled | None:
@@ -279,7 +284,12 @@ def continuations(
     num_samples: int,
     seed: int,
 ) -> list[list[str]]:
-    """For each prompt, `num_samples` texts that continue it, each until the end of the document or `max_tokens`."""
+    """For each prompt, `num_samples` texts that continue it, each until the end of the document or `max_tokens`.
+
+    Raises `ConfigError` for a model that writes no text.
+    """
+    if not isinstance(experiment.model, DecoderConfig):
+        raise ConfigError(f"a {type(experiment.model).__name__} writes no text; generate is for decoders")
     ids = [[tokenizer.eos, *map(int, tokenizer.encode(prompt))] for prompt in prompts]
     new = generate(
         graph,
@@ -312,10 +322,11 @@ def load(workdir: Path, step: int | None = None) -> Trained:
     experiment = read_config(workdir)
     assert isinstance(experiment, Experiment)
     parts = build(experiment)
-    with Checkpoints(workdir / "checkpoints", experiment.checkpoint, read_only=True) as checkpoints:
+    device = SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), parts.shapes)
+    folder, limit = workdir / "checkpoints", room(shapes)
+    with Checkpoints(folder, experiment.checkpoint, read_only=True, memory_gb=limit) as checkpoints:
         name = "params" if experiment.step.ema_decay is None else "ema"
-        device = SingleDeviceSharding(jax.local_devices()[0])
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), parts.shapes)
         like = lambda record: {"params" if "holds" in record else name: shapes}  # noqa: E731
         step, state = checkpoints.restore(step, like=like, partial=True)
         tokenizer = Tokenizer.from_json(checkpoints.record(step)["tokenizer"])
@@ -344,7 +355,7 @@ def evaluate(
         yield config.name, dict(scores)
 
 
-def _chosen_evals(experiment: Experiment, split: str | None, stride: int | None) -> tuple[PerplexityConfig, ...]:
+def _chosen_evals(experiment: Experiment, split: str | None, stride: int | None) -> tuple[EvalConfig, ...]:
     evals = experiment.evals
     if split is not None:
         like = evals[0] if evals else PerplexityConfig(batch_size=experiment.data.batch_size)
@@ -352,5 +363,7 @@ def _chosen_evals(experiment: Experiment, split: str | None, stride: int | None)
     if not evals:
         raise ConfigError("the run's config has no evals; name a split, as in --split=validation")
     if stride is not None:
+        if not all(isinstance(config, PerplexityConfig) for config in evals):
+            raise ConfigError(f"--stride={stride} is for perplexity: a classifier reads every text once")
         evals = tuple(dataclasses.replace(config, stride=stride) for config in evals)
     return evals

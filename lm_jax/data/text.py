@@ -95,6 +95,15 @@ class PreparedText:
             raise DataError(f"there is no split {split!r}{nearest(split, self.splits)}")
         return found
 
+    @property
+    def num_outputs(self) -> int:
+        """How many targets there are: the tokens."""
+        return self.tokenizer.vocab_size
+
+    def require(self, split: str) -> list[Source]:
+        """As `sources`."""
+        return self.sources(split)
+
     def num_bytes(self, split: str) -> int:
         """UTF-8 bytes of the text of the split, in all corpora."""
         return sum(source.store.num_bytes for source in self.sources(split))

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,38 +12,38 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from lm_jax.core.config import Config, check_positive
+from lm_jax.core.config import check_positive
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import all_sum, local_view
 from lm_jax.core.param import Params, param_specs
 from lm_jax.core.sharding import batch_specs
 from lm_jax.core.types import Array, Batch, Mean
+from lm_jax.evals.base import EvalConfig
 from lm_jax.objectives.lm import token_sums
 
 
 @dataclasses.dataclass(kw_only=True)
-class PerplexityConfig(Config):
-    """Which split is read, how, and when.
+class PerplexityConfig(EvalConfig):
+    """Rows start every `stride` tokens (None: their length, so that they do not overlap).
 
-    Rows of `length` tokens (None: as in training) start every `stride` tokens (None: `length`, so rows do not overlap).
     With a smaller stride each row scores only its last `stride` tokens, with the ones before as context: slower, and a
-    better model of the text (a sliding window). `every` is in steps; 0: only at the end of training.
+    better model of the text (a sliding window).
     """
 
-    name: str = "validation"
-    split: str = "validation"
-    every: int = 0
-    batch_size: int = 64
-    length: int | None = None
     stride: int | None = None
-    chunks: int = 1
 
     def validate(self) -> None:
         """Raises `ConfigError` for sizes below 1."""
-        check_positive(self, "batch_size", "chunks")
-        for name in ("length", "stride"):
-            if getattr(self, name) is not None:
-                check_positive(self, name)
+        super().validate()
+        if self.stride is not None:
+            check_positive(self, "stride")
+
+    def scores(
+        self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
+    ) -> Iterator[tuple[str, float]]:
+        """See `EvalConfig.scores`."""
+        batches = data.eval_batches(self.split, batch_size=self.batch_size, length=self.length, stride=self.stride, rows=rows)
+        return perplexity(graph, params, map(put, batches), data.num_bytes(self.split), self.chunks)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "chunks"))

@@ -5,6 +5,7 @@ The format holds data only. Every file is checked as a whole (by the library `sa
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +52,9 @@ class Tensors(Mapping[str, np.ndarray]):
         if not math.prod(shape):
             return np.zeros(shape, dtype)
         count = math.prod(shape) * np.dtype(dtype).itemsize
+        if hasattr(os, "posix_fadvise"):  # to be read in one piece, whatever the order in which it is used
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), offset, count, os.POSIX_FADV_WILLNEED)
         return np.memmap(path, np.uint8, "r", offset, (count,)).view(dtype).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:

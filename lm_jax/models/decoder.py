@@ -33,6 +33,11 @@ class DecoderConfig(TextConfig):
         """The model with parameters drawn from `key`."""
         return Decoder(self, nnx.Rngs(params=key))
 
+    @property
+    def reuses_head(self) -> bool:
+        """See `TextConfig.reuses_head`; `multi_token` uses it for every token ahead."""
+        return super().reuses_head or self.multi_token is not None
+
     def flops_per_token(self, length: int, *, causal: bool) -> float:
         """As `TextConfig.flops_per_token`."""
         flops = super().flops_per_token(length, causal=causal)

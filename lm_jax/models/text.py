@@ -56,6 +56,21 @@ class TextConfig(Config):
         """Rows of the embedding, and columns of the head."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
+    @property
+    def num_outputs(self) -> int:
+        """How many targets the head scores."""
+        return self.vocab_size
+
+    @property
+    def head_size(self) -> int:
+        """Columns of the head."""
+        return self.table_size
+
+    @property
+    def reuses_head(self) -> bool:
+        """Whether one step uses the head's matrix more than once: as embedding too, where it is tied."""
+        return self.head.tied
+
     def stacks(self) -> dict[str, StackConfig]:
         """The stacks of the model, by the path of their parameters."""
         return {"stack": self.stack}
@@ -72,7 +87,7 @@ class TextConfig(Config):
         what a causal mask leaves. Recomputation (remat) is not counted: these are model, not hardware FLOPs.
         """
         forward = self.stack.flops_per_token(self.width, length, causal=causal)
-        return 3 * (forward + self.head.flops_per_token(self.width, self.vocab_size))
+        return 3 * (forward + self.head.flops_per_token(self.width, self.num_outputs))
 
 
 class TextModel(nnx.Module):
@@ -83,7 +98,7 @@ class TextModel(nnx.Module):
         V, D = config.table_size, config.width
         self.embedding = config.embedding.build(rngs, V, D, config.init)
         self.stack = config.stack.build(rngs, D, config.init)
-        self.head = config.head.build(rngs, V, D, config.init)
+        self.head = config.head.build(rngs, config.head_size, D, config.init)
 
     def __call__(self, batch: Batch, *, key: Array | None = None) -> Output:
         """Hidden states for `batch["tokens"]` [B, T], with "segments", "positions", "prefix" and "token_types" [B, T] where given.
@@ -102,7 +117,7 @@ class TextModel(nnx.Module):
 
     def logits(self, hidden_BTD: Array) -> Array:
         """float32 [B, T, V] of hidden states; in a local view V is this device's part of the vocabulary."""
-        return self.head(hidden_BTD, self.embedding.table, self.config.vocab_size)
+        return self.head(hidden_BTD, self.embedding.table, self.config.num_outputs)
 
     def with_whole_head(self, like: Array) -> "TextModel":
         """This model with the head's matrix `gathered` for several uses: by chunks of the loss, or as embedding too."""

@@ -46,7 +46,7 @@ class LM:
 
     def __call__(self, model: Decoder, batch: Batch, *, key: Array | None = None) -> dict[str, Mean]:
         """Sums over all positions, weighted by `batch["weights"]`, with the sum of the weights as count."""
-        if self.config.chunks > 1 or model.config.head.tied or model.config.multi_token is not None:
+        if self.config.chunks > 1 or model.config.reuses_head:
             model = model.with_whole_head(batch["weights"])
         output = model(batch, key=key)
         sums = token_sums(model, output.hidden, batch, self.config.chunks)

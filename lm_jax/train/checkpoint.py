@@ -8,6 +8,7 @@ What is not renamed does not exist; what does not match its manifest is named an
 import concurrent.futures
 import dataclasses
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from lm_jax.train.faults import fault
 
 # Arrays are stored in pieces of at most so many bytes: who restores a part of one reads little more than that part.
 CHUNK = 2**24
+# And pieces in files of about so many bytes, each of which is in memory until it is whole.
+FILE = 2**26
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -57,7 +60,8 @@ class CheckpointConfig(Config):
 class Checkpoints:
     """The checkpoints of one run, in `folder`/STEP. A context manager; whoever writes holds the run's lock.
 
-    `on_corrupt(step, problem)` is told of every checkpoint that is passed over.
+    `on_corrupt(step, problem)` is told of every checkpoint that is passed over. With `memory_gb` at most so many are in flight
+    between devices and disk (see `room`), and a save takes as long as the disk; without, all of the state is copied at once.
     """
 
     def __init__(
@@ -67,11 +71,13 @@ class Checkpoints:
         *,
         on_corrupt: Callable[[int, str], None] = lambda step, problem: None,
         read_only: bool = False,
+        memory_gb: int | None = None,
     ):
         import orbax.checkpoint as ocp  # takes seconds
 
         self._ocp, self._folder, self._config, self._on_corrupt = ocp, folder.resolve(), config, on_corrupt
-        self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        limits = dict.fromkeys(("save_concurrent_gb", "save_device_host_concurrent_gb", "restore_concurrent_gb"), memory_gb)
+        self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(**limits))
         self._committer = concurrent.futures.ThreadPoolExecutor(1, "commit")
         self._saving: tuple[int, concurrent.futures.Future] | None = None
         self._first = jax.process_index() == 0
@@ -106,7 +112,9 @@ class Checkpoints:
                 temporary.mkdir()
             _barrier(f"save-{step}")
             chunked = jax.tree.map(lambda _: self._ocp.SaveArgs(chunk_byte_size=CHUNK), state)
-            self._checkpointer.save(temporary / "state", args=self._ocp.args.PyTreeSave(state, save_args=chunked))
+            self._checkpointer.save(
+                temporary / "state", args=self._ocp.args.PyTreeSave(state, save_args=chunked, ocdbt_target_data_file_size=FILE)
+            )
         except Exception as error:
             raise self._failed(step, error) from error
         self._saving = (step, self._committer.submit(self._commit, temporary, record, facts))
@@ -266,6 +274,12 @@ class Checkpoints:
         return "there is no checkpoint yet" if step is None else f"the last good checkpoint is step {step}"
 
 
+def room(state: Any) -> int:
+    """The least `memory_gb` with which a pytree of arrays (or of their shapes, with shardings) can be moved a shard at a time."""
+    shards = (math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
+    return 1 + max(shards) // 10**9
+
+
 def _reason(error: Exception) -> str:
     """What the operating system said, where TensorStore wraps it in the path of every layer; else the first line."""
     match = re.search(r"([^:]+) \[os_error_code", str(error))
@@ -278,13 +292,13 @@ def _barrier(name: str) -> None:
 
 
 @jax.jit
-def _all_finite(leaves: list[Any]) -> list[Any]:
-    return [jnp.all(jnp.isfinite(x)) for x in leaves]
+def _all_finite(x: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(x))
 
 
 def _not_finite(state: Any) -> list[str]:
     floats = {name: x for name, x in _named(state).items() if jnp.issubdtype(x.dtype, jnp.floating)}
-    finite = jax.device_get(_all_finite(list(floats.values())))
+    finite = jax.device_get([_all_finite(x) for x in floats.values()])  # one after another: each takes memory
     return [name for name, fine in zip(floats, finite, strict=True) if not fine]
 
 

@@ -98,7 +98,7 @@ class Trainer:
     checkpoints: Checkpoints
     log: MetricsLog
     record: dict[str, Any]
-    vocab_size: int
+    num_outputs: int
     tokens_per_batch: int
     flops_per_token: tuple[float, float]
     peak_flops: float | None
@@ -250,10 +250,10 @@ class Trainer:
             raise NotFiniteError(message)
 
     def _check_first_loss(self, loss: float) -> None:
-        expected = math.log(self.vocab_size)
+        expected = math.log(self.num_outputs)
         far = abs(loss - expected) > 0.1 * expected + 0.2
         note = "; far from it: look at the initialisation or the data" if far else ""
-        message = f"loss before training {loss:.3f}, a uniform guess over the vocabulary gives {expected:.3f}{note}"
+        message = f"loss before training {loss:.3f}, a uniform guess gives {expected:.3f}{note}"
         self.log.event(1, "first_loss", message, loss=loss, expected=expected, far=far)
 
 

@@ -19,7 +19,7 @@ from lm_jax.core.config import validate_tree
 from lm_jax.core.errors import ConfigError, StorageError
 from lm_jax.core.mesh import MeshShape
 from lm_jax.train import manifest
-from lm_jax.train.checkpoint import CheckpointConfig, Checkpoints
+from lm_jax.train.checkpoint import CheckpointConfig, Checkpoints, room
 from lm_jax.train.lock import RunLock
 
 
@@ -220,6 +220,21 @@ def test_other_formats_and_missing_steps_are_named(tmp_path):
     shutil.rmtree(tmp_path / "0000000001")
     with pytest.raises(StorageError, match="no good checkpoint"):
         checkpoints.restore()
+
+
+def test_a_bounded_checkpointer_moves_the_same_bits(tmp_path):
+    """The bound is above the largest shard, which a smaller one would refuse."""
+    sharding = NamedSharding(MeshShape(dp=1, fsdp=8).build(), PartitionSpec("fsdp"))
+    large = jax.ShapeDtypeStruct((8, 10**9), jnp.float32, sharding=sharding)
+    assert room({"a": large, "b": jnp.zeros(3)}) == 5 and room({"b": jnp.zeros(3)}) == 1
+    state = {"a": jax.device_put(np.random.default_rng(0).normal(size=(64, 33)).astype(np.float32), sharding)}
+    with Checkpoints(tmp_path, CheckpointConfig(), memory_gb=room(state)) as checkpoints:
+        checkpoints.save(1, state, {}, {})
+        checkpoints.wait()
+        _, restored = checkpoints.restore(
+            like=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        )
+    np.testing.assert_array_equal(restored["a"], state["a"])
 
 
 def test_a_state_that_is_not_finite_is_refused(tmp_path):
