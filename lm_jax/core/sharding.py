@@ -37,7 +37,8 @@ class Layout(Config):
     whole, with experts=("ep", "tp") and expert_mlp=(). `router` is the experts as the router's outputs, `balance` as its biases.
 
     `inner` are widths that a layer makes and needs whole, such as the short vectors of latent attention; `recurrent` the state of
-    an LSTM or GRU, all of which every step needs; `patch` what a window of a frontend covers: pixels, frames and their channels.
+    an LSTM or GRU, all of which every step needs, and `gates` how often it is computed; `kernel` the places of a depthwise
+    convolution; `patch` what a window of a frontend covers: pixels, frames and their channels.
 
     Where `layers` are split, the devices of a pipeline pass `micro_batches` on to each other (None: one for each row); for
     everything outside the stack they are one more axis of the batch. `gather_once`: each gathers its layers, in float32, once
@@ -58,6 +59,8 @@ class Layout(Config):
     rounds: tuple[str, ...] = ()
     inner: tuple[str, ...] = ()
     recurrent: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
+    kernel: tuple[str, ...] = ()
     patch: tuple[str, ...] = ()
     experts: tuple[str, ...] = ("ep",)
     expert_embed: tuple[str, ...] = ("fsdp",)
@@ -83,7 +86,7 @@ class Layout(Config):
                     raise ConfigError(
                         f"{name} is gathered over {axis!r}, which is not in batch={self.batch}: its devices would repeat work"
                     )
-        for name in ("inner", "recurrent", "patch"):
+        for name in ("inner", "recurrent", "gates", "kernel", "patch"):
             if dims[name] and name not in self.gather:
                 raise ConfigError(f"{name}={dims[name]}: layers need it whole; add {name!r} to gather, or leave it ()")
         if len(self.layers) > 1:

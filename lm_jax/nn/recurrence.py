@@ -47,7 +47,7 @@ class Convolution(nnx.Module):
     def __init__(self, config: ConvolutionConfig, rngs: nnx.Rngs, num_heads: int, size: int, heads: str, init: Init):
         self.config = config
         shape, axes = (num_heads, size), (heads, "head_dim")
-        self.matrix = param(rngs, init.linear(config.kernel), (config.kernel, *shape), ("inner", *axes))
+        self.matrix = param(rngs, init.linear(config.kernel), (config.kernel, *shape), ("kernel", *axes))
         self.bias = param(rngs, zeros, shape, axes) if config.bias else None
 
     def __call__(self, x_BTNH: Array, starts_BT: Array, past: Array | None) -> tuple[Array, Array]:

@@ -175,10 +175,10 @@ class Direction(nnx.Module):
     def __init__(self, config: RecurrentConfig, rngs: nnx.Rngs, width: int, init: Init):
         self.config, self.cell = config, CELLS[config.cell]
         D, H, G, forget = width, config.size or width, self.cell.gates, self.cell.forget
-        self.input = param(rngs, init.linear(D), (D, G, H), ("embed", "inner", "recurrent"))
-        self.matrix = param(rngs, init.linear(H), (H, G, H), ("recurrent", "inner", "inner"))
+        self.input = param(rngs, init.linear(D), (D, G, H), ("embed", "gates", "recurrent"))
+        self.matrix = param(rngs, init.linear(H), (H, G, H), ("recurrent", "gates", "inner"))
         gates = zeros if forget is None else lambda *args, **kw: zeros(*args, **kw).at[forget].set(config.forget_bias)
-        self.bias = param(rngs, gates, (G, H), ("inner", "recurrent"))
+        self.bias = param(rngs, gates, (G, H), ("gates", "recurrent"))
         # Of the candidate before it is reset; the other gates have one bias.
         self.candidate_bias = param(rngs, zeros, (H,), ("recurrent",)) if config.cell == "gru" else None
 

@@ -11,9 +11,9 @@ import jax
 Axes = tuple[str, ...]
 KINDS = ("matrix", "embedding", "head", "positions", "vector", "balance")
 
-_BATCH = ("rounds", "layers", "experts")  # leading dimensions along which independent parameters are stacked
+_BATCH = ("rounds", "layers", "experts", "kernel")  # leading dimensions along which independent parameters are stacked
 # Neighbours that are one dimension of a matrix.
-_ONE = {("heads", "head_dim"), ("kv_heads", "head_dim"), ("patch", "patch")}
+_ONE = {("heads", "head_dim"), ("kv_heads", "head_dim"), ("patch", "patch"), ("gates", "recurrent"), ("gates", "inner")}
 
 
 class MatrixDims(NamedTuple):
@@ -24,7 +24,7 @@ class MatrixDims(NamedTuple):
 
 
 def num_batch(axes: Axes) -> int:
-    """How many leading dimensions only stack independent parameters (layers, experts)."""
+    """How many leading dimensions only stack independent parameters (layers, experts, places of a depthwise kernel)."""
     return next((i for i, name in enumerate(axes) if name not in _BATCH), len(axes))
 
 

@@ -18,6 +18,7 @@ from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.gated_delta import GatedDeltaConfig
 from lm_jax.nn.moe import MoEConfig
 from lm_jax.objectives.lm import LMConfig
+from lm_jax.optim.groups import KINDS, kind, map_axes
 from tests import hlo
 from tests.models_for_tests import MODELS, VOCAB, batch, gpt2, llama, logits
 
@@ -171,6 +172,16 @@ def test_every_parameter_has_an_axis_name_for_every_dimension():
         axes = jax.tree.leaves(logical_axes(model), is_leaf=lambda x: isinstance(x, tuple))
         assert [len(names) for names in axes] == [x.ndim for x in shapes]
         assert {name for names in axes for name in names} <= {f.name for f in dataclasses.fields(Layout)}
+
+
+def test_every_parameter_is_in_a_group_of_the_optimizers():
+    for config in MODELS.values():
+        groups = map_axes(kind, logical_axes(jax.eval_shape(config.build, KEY)))
+        assert set(jax.tree.leaves(groups)) <= set(KINDS)
+    mixers = map_axes(kind, logical_axes(jax.eval_shape(MODELS["recurrent"].build, KEY)))["stack"]
+    lstm, griffin = mixers["block0"]["mixer"]["forward"], mixers["block1"]["mixer"]
+    assert lstm == {"input": "matrix", "matrix": "matrix", "bias": "vector"}
+    assert griffin["convolution"] == {"matrix": "vector", "bias": "vector"} and griffin["input_gate"] == "matrix"
 
 
 def test_an_axis_that_does_not_divide_is_named_with_its_numbers():

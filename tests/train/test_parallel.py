@@ -154,9 +154,10 @@ def test_packed_documents_in_chunks_and_micro_batches(name, mesh_name):
         ("llama", Muon(), "dp-fsdp-tp"),
         ("moe", AdamW(learning_rate=1e-3), "dp-ep-tp"),
         ("circular", Muon(), "pp-dp-tp"),
+        ("recurrent", AdamW(learning_rate=1e-3), "fsdp-cp-tp"),
         ("circular-moe", AdamW(learning_rate=1e-3), "pp-fsdp-ep"),
     ],
-    ids=["adamw", "muon", "moe", "pipeline", "pipeline-moe"],
+    ids=["adamw", "muon", "moe", "pipeline", "recurrent", "pipeline-moe"],
 )
 def test_twenty_steps_equal_one_device(name, optimizer, mesh_name):
     def train(place):
