@@ -78,7 +78,7 @@ def get_config(arg: str = "sst2") -> Experiment:
             embedding=EmbeddingConfig(dropout=0.5),
             stack=StackConfig(pattern=(block,), repeats=1),
             dropout=0.5,
-            init=Init(weights="fan_in", embedding_std=1.0),
+            init=Init(weights="fan_in", embedding_std=0.05),
         ),
         optimizer=AdamW(learning_rate=2e-3, weight_decay=0.1, schedule=Schedule(shape="linear", warmup_steps=20, final_ratio=0.0)),
         step=StepConfig(ema_decay=0.99),

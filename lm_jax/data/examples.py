@@ -10,7 +10,6 @@ from lm_jax.core.errors import DataError
 from lm_jax.data.shuffle import permute
 
 FORMAT = 1  # raised whenever the same examples would give other batches than before
-OPEN_ROWS = 64  # how many rows an example is tried in
 
 Batch = dict[str, np.ndarray]
 
@@ -30,7 +29,7 @@ class Example(NamedTuple):
 
 
 def pack(lengths: np.ndarray, capacity: Sequence[int]) -> list[list[int]]:
-    """Which examples share a row: each in the first of the newest rows that has room, the long ones first.
+    """Which examples share a row: each in the first row that has room, the long ones first.
 
     Args:
       lengths: integers [examples, kinds], such as of source and target.
@@ -41,20 +40,15 @@ def pack(lengths: np.ndarray, capacity: Sequence[int]) -> list[list[int]]:
     for number, size in enumerate(lengths):
         if any(size > capacity):
             raise DataError(f"example {number} has {size.tolist()} tokens, more than a row of {list(capacity)} holds")
-    rows: list[list[int]] = []
-    room: list[np.ndarray] = []
+    rows: list[list[int]] = [[] for _ in lengths]
+    room = np.tile(np.array(capacity), (len(lengths), 1))  # a row for each example would always do
+    used = 0
     for number in np.argsort(-lengths.sum(axis=1), kind="stable").tolist():
-        first = max(len(rows) - OPEN_ROWS, 0)
-        for i in range(first, len(rows)):
-            if (room[i] >= lengths[number]).all():
-                break
-        else:
-            i = len(rows)
-            rows.append([])
-            room.append(np.array(capacity))
-        rows[i].append(number)
-        room[i] = room[i] - lengths[number]
-    return rows
+        row = int(np.argmax((room[: used + 1] >= lengths[number]).all(axis=1)))
+        rows[row].append(number)
+        room[row] -= lengths[number]
+        used = max(used, row + 1)
+    return rows[:used]
 
 
 class Rows:

@@ -154,7 +154,7 @@ def test_packed_documents_in_chunks_and_micro_batches(name, mesh_name):
         ("llama", Muon(), "dp-fsdp-tp"),
         ("moe", AdamW(learning_rate=1e-3), "dp-ep-tp"),
         ("circular", Muon(), "pp-dp-tp"),
-        ("recurrent", AdamW(learning_rate=1e-3), "fsdp-cp-tp"),
+        ("recurrent", AdamW(learning_rate=2e-4), "fsdp-cp-tp"),
         ("circular-moe", AdamW(learning_rate=1e-3), "pp-fsdp-ep"),
     ],
     ids=["adamw", "muon", "moe", "pipeline", "recurrent", "pipeline-moe"],
