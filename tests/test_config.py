@@ -6,7 +6,9 @@ import pytest
 
 from lm_jax.config import load_experiment
 from lm_jax.core.errors import ConfigError
+from lm_jax.evals.classification import ClassificationConfig
 from lm_jax.evals.perplexity import PerplexityConfig
+from lm_jax.models.classifier import ClassifierConfig
 from lm_jax.train.trainer import EarlyStopConfig
 
 FILE = "--config=experiments/shakespeare.py"
@@ -69,6 +71,8 @@ def test_fields_that_do_not_fit_each_other():
         ({"evals": config.evals * 2}, "two evals have one name"),
         ({"evals": (PerplexityConfig(chunks=5),)}, "'validation': its length=16 is not divisible by its chunks=5"),
         ({"evals": (PerplexityConfig(stride=17),)}, "stride=17 is above its length=16"),
+        ({"evals": (ClassificationConfig(),)}, "evals 'validation' does not fit the model: a DecoderConfig is for TextData"),
+        ({"model": ClassifierConfig()}, "data does not fit the model: a ClassifierConfig is for labelled text"),
         ({"train": dataclasses.replace(config.train, early_stop=EarlyStopConfig(metric="valid/loss"))}, "validation"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -13,13 +13,20 @@ import numpy as np
 import pytest
 
 from lm_jax import run
-from lm_jax.core.config import from_json, to_json
+from lm_jax.core.config import from_json, to_json, validate_tree
 from lm_jax.core.errors import ConfigError, StorageError
 from lm_jax.core.mesh import MeshShape
+from lm_jax.data.labelled import LabelledLines, LabelledText
+from lm_jax.data.splits import HashSplit
+from lm_jax.data.tokenizers import Words
+from lm_jax.evals.classification import ClassificationConfig
+from lm_jax.infer.sampling import SamplingConfig
+from lm_jax.models.classifier import ClassifierConfig
 from lm_jax.nn.positions import PositionTableConfig
 from lm_jax.train.checkpoint import CheckpointConfig, Checkpoints
 from lm_jax.train.logging import MetricsLog, read_metrics
 from lm_jax.train.trainer import EarlyStopConfig, NotFiniteError
+from tests.models.test_classifier import classifier
 from tests.runs import evals, events, experiment, losses, stop_after
 
 ONE, EIGHT, TWO = MeshShape(dp=1), MeshShape(dp=2, fsdp=4), MeshShape(dp=1, fsdp=2)
@@ -248,3 +255,36 @@ def test_a_checkpoint_of_any_mesh_generates_the_same_text(tmp_path):
     )
     logged = json.loads((tmp_path / "run" / "samples.jsonl").read_text().splitlines()[-1])
     assert texts == [[logged["text"]]]
+
+
+def test_a_classifier_trains_evaluates_and_writes_no_text(tmp_path):
+    """Texts whose label is whether they hold the word "good"."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(["a", "film", "of", "good"], 5)) for _ in range(300)]
+    (tmp_path / "train.tsv").write_text("".join(f"{text}\t{int('good' in text)}\n" for text in texts))
+    source = LabelledLines(paths=(str(tmp_path / "train.tsv"),))
+    data = LabelledText(train=source, split=HashSplit(validation=0.2), tokenizer=Words(), length=16, batch_size=8)
+    config = dataclasses.replace(
+        experiment(tmp_path, num_steps=60),
+        data=data,
+        model=ClassifierConfig(vocab_size=8, width=16, stack=classifier("max").stack, pool="max"),
+        evals=(ClassificationConfig(every=20),),
+        samples=None,
+    )
+    validate_tree(config)
+    assert run.train(config, tmp_path / "run") == 0
+    rows = [row for row in read_metrics(tmp_path / "run") if row["kind"] == "eval"]
+    assert [row["step"] for row in rows] == [20, 40, 60] and rows[-1]["accuracy"] > 0.95
+    ((_, scores),) = run.evaluate(tmp_path / "run")
+    assert scores["accuracy"] == rows[-1]["accuracy"] and scores["loss"] == pytest.approx(rows[-1]["loss"], rel=1e-5)
+    with pytest.raises(ConfigError, match="is for perplexity"):
+        dict(run.evaluate(tmp_path / "run", stride=4))
+    trained = run.load(tmp_path / "run")
+    with pytest.raises(ConfigError, match="a ClassifierConfig writes no text"):
+        sampling = SamplingConfig()
+        chosen = {"max_tokens": 3, "sampling": sampling, "num_samples": 1, "seed": 0}
+        run.continuations(trained.experiment, trained.graph, trained.params, trained.tokenizer, [""], **chosen)
+    few = dataclasses.replace(config, model=dataclasses.replace(config.model, classes=3))
+    (tmp_path / "train.tsv").write_text("a\t0\nfilm\t1\nof\t2\ngood\t3\n")
+    with pytest.raises(ConfigError, match=r"model.classes=3 is below the 4 of the training data; set --config.model.classes=4"):
+        run.prepare(dataclasses.replace(few, data=dataclasses.replace(data, split=None), evals=()))
