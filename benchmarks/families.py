@@ -1,0 +1,88 @@
+"""The figures of the families: each experiment trained for some seeds, its score on the test beside its goal and its peer.
+
+    python -m benchmarks.families [--only=sst2,trec] [--seeds=3]
+
+Each run is a process of its own, `lm-jax train` with the seed of the parameters and of the data. Peers run in this process, on the
+same split; that of thucnews needs scikit-learn. Prints a line per experiment; results are kept in experiments/LOG.md.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Figure(NamedTuple):
+    """What to train, what to read off its metrics, what to reach and what to compare with."""
+
+    config: str
+    eval: str
+    score: str
+    goal: float | None
+    peer: Callable[[str], tuple[str, float]] | None = None
+
+
+def character_ngrams(config: str) -> tuple[str, float]:
+    """Accuracy of logistic regression on the tf-idf of 1 to 3 characters, on the texts of the experiment."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    from lm_jax.config import load_experiment
+
+    data = load_experiment([f"--config={config}"]).data
+    counts = dict.fromkeys(("lines dropped: blank",), 0)
+    train, test = (list(source.texts(counts)) for source in (data.train, data.test))
+    vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), min_df=2, sublinear_tf=True)
+    model = LogisticRegression(C=10, max_iter=300)
+    model.fit(vectors.fit_transform(text.text for text in train), [text.label for text in train])
+    score = model.score(vectors.transform(text.text for text in test), [text.label for text in test])
+    return "logistic regression of character 1-3-grams", score
+
+
+CLASSIFICATION = "experiments/classification.py"
+FIGURES = {
+    "sst2": Figure(f"{CLASSIFICATION}:sst2", "test", "accuracy", 0.81),
+    "trec": Figure(f"{CLASSIFICATION}:trec", "test", "accuracy", 0.88),
+    "subj": Figure(f"{CLASSIFICATION}:subj", "test", "accuracy", 0.89),
+    "thucnews": Figure(f"{CLASSIFICATION}:thucnews", "test", "accuracy", None, character_ngrams),
+}
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(FIGURES))
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    for name in options.only:
+        figure = FIGURES[name]
+        results = [measure(figure, seed) for seed in range(options.seeds)]
+        scores, seconds = zip(*results, strict=True)
+        line = f"{name}: {figure.score} {statistics.mean(scores):.4f} ({', '.join(f'{score:.4f}' for score in scores)})"
+        line += f" in {statistics.mean(seconds):.0f} s; goal {figure.goal}"
+        if figure.peer is not None:
+            what, score = figure.peer(figure.config)
+            line += f"; {what}: {score:.4f}"
+        print(line, flush=True)
+
+
+def measure(figure: Figure, seed: int) -> tuple[float, float]:
+    """(score at the last step, seconds) of one run."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "lm_jax.main", "train", f"--config={figure.config}", f"--workdir={folder}/run"]
+        command += [f"--config.train.seed={seed}", f"--config.data.seed={seed}"]
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - start
+        rows = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+    return [row[figure.score] for row in rows if row["kind"] == "eval" and row["eval"] == figure.eval][-1], seconds
+
+
+if __name__ == "__main__":
+    main()
