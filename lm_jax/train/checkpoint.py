@@ -298,8 +298,8 @@ def _all_finite(x: jax.Array) -> jax.Array:
 
 def _not_finite(state: Any) -> list[str]:
     floats = {name: x for name, x in _named(state).items() if jnp.issubdtype(x.dtype, jnp.floating)}
-    finite = jax.device_get([_all_finite(x) for x in floats.values()])  # one after another: each takes memory
-    return [name for name, fine in zip(floats, finite, strict=True) if not fine]
+    # One after another: each takes memory, and fake devices of the CPU wait for each other for ever in many small programs at once.
+    return [name for name, x in floats.items() if not bool(_all_finite(x))]
 
 
 def _named(tree: Any) -> dict[str, Any]:
