@@ -37,7 +37,7 @@ def character_ngrams(config: str) -> tuple[str, float]:
 
     data = load_experiment([f"--config={config}"]).data
     counts = dict.fromkeys(("lines dropped: blank",), 0)
-    train, test = (list(source.texts(counts)) for source in (data.train, data.test))
+    train, test = (list(source.read(counts)) for source in (data.train, data.test))
     vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), min_df=2, sublinear_tf=True)
     model = LogisticRegression(C=10, max_iter=300)
     model.fit(vectors.fit_transform(text.text for text in train), [text.label for text in train])

@@ -7,7 +7,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,12 @@ from lm_jax.core.config import Config, check_positive, nearest, validate_tree
 from lm_jax.core.errors import ConfigError, UserError
 from lm_jax.core.mesh import MeshShape
 from lm_jax.core.sharding import Layout
-from lm_jax.data.labelled import LabelledText
-from lm_jax.data.text import TextData
-from lm_jax.evals.classification import ClassificationConfig
+from lm_jax.data.base import DataConfig
+from lm_jax.evals.base import EvalConfig
 from lm_jax.evals.perplexity import PerplexityConfig
 from lm_jax.infer.sampling import SamplingConfig
-from lm_jax.models.classifier import ClassifierConfig
-from lm_jax.models.decoder import DecoderConfig
+from lm_jax.models.base import ModelConfig
+from lm_jax.objectives.base import ObjectiveConfig
 from lm_jax.objectives.lm import LMConfig
 from lm_jax.optim.base import OptimizerConfig
 from lm_jax.train.checkpoint import CheckpointConfig
@@ -36,8 +35,8 @@ from lm_jax.train.trainer import TrainConfig
 class SamplesConfig(Config):
     """Text generated during training: `num_samples` continuations of every prompt each `every` steps and at the end.
 
-    An empty prompt starts a new document. `max_tokens` may exceed the training length where the model has no position
-    table: attention then slides over the last `data.length` tokens.
+    An empty prompt starts a new document; an encoder-decoder reads the prompts and writes what they lead to. `max_tokens` may
+    exceed the training length where the model has no position table: attention then slides over the last `data.length` tokens.
     """
 
     every: int = 0
@@ -57,16 +56,16 @@ class SamplesConfig(Config):
 class Experiment(Config):
     """Everything that defines a run. It is written to the run's directory and rebuilds the run."""
 
-    data: TextData | LabelledText
-    model: DecoderConfig | ClassifierConfig
-    objective: LMConfig = dataclasses.field(default_factory=LMConfig)
+    data: DataConfig
+    model: ModelConfig
+    objective: ObjectiveConfig = dataclasses.field(default_factory=LMConfig)
     optimizer: OptimizerConfig
     step: StepConfig = dataclasses.field(default_factory=StepConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
     layout: Layout = dataclasses.field(default_factory=Layout)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
-    evals: tuple[PerplexityConfig | ClassificationConfig, ...] = dataclasses.field(default_factory=lambda: (PerplexityConfig(),))
+    evals: tuple[EvalConfig, ...] = dataclasses.field(default_factory=lambda: (PerplexityConfig(),))
     samples: SamplesConfig | None = dataclasses.field(default_factory=SamplesConfig)
 
     def validate(self) -> None:
@@ -82,11 +81,10 @@ class Experiment(Config):
         if data.length % self.objective.chunks:
             raise ConfigError(f"data.length={data.length} is not divisible by objective.chunks={self.objective.chunks}")
         for e in self.evals:
-            length = e.length or data.length
-            if length % e.chunks:
-                raise ConfigError(f"evals {e.name!r}: its length={length} is not divisible by its chunks={e.chunks}")
-            if isinstance(e, PerplexityConfig) and e.stride is not None and e.stride > length:
-                raise ConfigError(f"evals {e.name!r}: stride={e.stride} is above its length={length}: tokens would be left out")
+            try:
+                e.check_rows(e.length or data.length)
+            except ConfigError as error:
+                raise ConfigError(f"evals {e.name!r}: {error}") from error
         names = [e.name for e in self.evals]
         if len(set(names)) != len(names):
             raise ConfigError(f"two evals have one name: {names}")
@@ -95,15 +93,26 @@ class Experiment(Config):
             raise ConfigError(f"train.early_stop.metric={early_stop.metric!r} names no eval{nearest(name, names)}")
 
     def _check_family(self) -> None:
-        classifies = isinstance(self.model, ClassifierConfig)
-        kinds = {"data": isinstance(self.data, LabelledText)}
-        kinds |= {f"evals {e.name!r}": isinstance(e, ClassificationConfig) for e in self.evals}
-        for name, labelled in kinds.items():
-            if labelled != classifies:
-                needs = "labelled text and ClassificationConfig" if classifies else "TextData and PerplexityConfig"
-                raise ConfigError(f"{name} does not fit the model: a {type(self.model).__name__} is for {needs}")
-        if classifies and self.samples is not None:
-            raise ConfigError("samples: a classifier writes no text; set samples=None")
+        model = self.model
+        parts = {"data": self.data, "objective": self.objective} | {f"evals {e.name!r}": e for e in self.evals}
+        for name, part in parts.items():
+            if not part.targets & model.targets:
+                raise ConfigError(
+                    f"{name} does not fit the model: a {type(part).__name__} is for {_listed(part.targets)}, "
+                    f"and a {type(model).__name__} predicts {_listed(model.targets)}"
+                )
+        missing = model.inputs - self.data.inputs
+        if missing:
+            raise ConfigError(
+                f"data does not fit the model: a {type(model).__name__} reads {_listed(missing)}, "
+                f"and a {type(self.data).__name__} has {_listed(self.data.inputs)}"
+            )
+        if self.samples is not None and not model.generates:
+            raise ConfigError(f"samples: a {type(model).__name__} writes no text from a prompt; set samples=None")
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(sorted(words))
 
 
 def load_experiment(arguments: Sequence[str]) -> Experiment:

@@ -128,20 +128,24 @@ def pipeline_schedule(experiment: Experiment, mesh: Mesh | AbstractMesh, num_row
     if num_rows is None:
         num_rows = experiment.data.batch_size // experiment.step.accumulate
     rest = dataclasses.replace(layout, batch=tuple(axis for axis in layout.batch if axis not in layout.layers))
-    return experiment.model.stack.schedule(num_rows // rest.ways("batch", mesh), stages, layout.micro_batches)
+    stacks = experiment.model.stacks().values()
+    return [stack.schedule(num_rows // rest.ways("batch", mesh), stages, layout.micro_batches) for _, stack in stacks][-1]
 
 
 def attention_backends(experiment: Experiment, mesh: Mesh | AbstractMesh) -> list[str]:
-    """For each attention of a stack, which attention backend runs and why. Raises `ConfigError` where the one named cannot."""
+    """For each kind of attention among the tokens of a row, which backend runs and why. Raises `ConfigError` where the
+    one named cannot."""
     model, split_ways = experiment.model, experiment.layout.ways("sequence", mesh)
     lines = []
-    for number, block in enumerate((*model.stack.prelude, *model.stack.pattern)):
-        if not isinstance(block.mixer, AttentionConfig | LatentAttentionConfig):
-            continue
-        spec = block.mixer.spec(model.width, segments=experiment.data.masks_documents())
-        length = experiment.data.length
-        sizes = block.mixer.sizes(model.width)
-        case = Case(spec, jnp.dtype(model.dtype), *sizes, length, length, split_ways, jax.default_backend())
-        name, why = choose(block.mixer.implementation, case)
-        lines.append(f"block {number}: {name} ({why})")
+    for path, (width, stack) in model.stacks().items():
+        for number, block in enumerate((*stack.prelude, *stack.pattern)):
+            if not isinstance(block.mixer, AttentionConfig | LatentAttentionConfig):
+                continue
+            spec = block.mixer.spec(width, segments=experiment.data.masks_documents())
+            length, sizes = experiment.data.length, block.mixer.sizes(width)
+            # What an encoder reads is whole on every device.
+            ways = split_ways if path == "stack" else 1
+            case = Case(spec, jnp.dtype(model.dtype), *sizes, length, length, ways, jax.default_backend())
+            name, why = choose(block.mixer.implementation, case)
+            lines.append(f"{path} block {number}: {name} ({why})")
     return lines

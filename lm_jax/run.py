@@ -22,16 +22,13 @@ from lm_jax.core.hardware import peak_flops
 from lm_jax.core.param import Params
 from lm_jax.core.sharding import Layout, local_rows, shard_batch, use_mesh
 from lm_jax.core.types import Batch
-from lm_jax.data.examples import ExampleLoader
-from lm_jax.data.labelled import PreparedLabelled
-from lm_jax.data.loader import Loader, Prefetcher
-from lm_jax.data.text import PreparedText
+from lm_jax.data.base import Loader, Prepared
+from lm_jax.data.loader import Prefetcher
 from lm_jax.data.tokenizers import Tokenizer
-from lm_jax.evals.base import EvalConfig
+from lm_jax.evals.base import EvalConfig, Shown
 from lm_jax.evals.perplexity import PerplexityConfig
 from lm_jax.infer.generate import generate
 from lm_jax.infer.sampling import SamplingConfig
-from lm_jax.models.decoder import DecoderConfig
 from lm_jax.parts import (
     Parts,
     abstract_state,
@@ -51,8 +48,6 @@ from lm_jax.train.rundir import claim_config, read_config, versions
 from lm_jax.train.step import TrainState, init_state
 from lm_jax.train.trainer import Scheduled, Trainer
 
-Prepared = PreparedText | PreparedLabelled
-
 
 def checksum(batch: Batch) -> int:
     """CRC-32 of this process's rows of a batch."""
@@ -68,14 +63,15 @@ def prepare(experiment: Experiment) -> Prepared:
     say = print if jax.process_index() == 0 else None
     data = experiment.data.prepare(progress=say)
     tokenizer = data.tokenizer
-    if experiment.model.vocab_size < tokenizer.vocab_size:
+    vocab_size, num_outputs = experiment.model.vocab_size, experiment.model.num_outputs
+    if vocab_size < data.vocab_size:
         raise ConfigError(
-            f"model.vocab_size={experiment.model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; "
-            f"set --config.model.vocab_size={tokenizer.vocab_size} or more"
+            f"model.vocab_size={vocab_size} is smaller than the tokenizer's {data.vocab_size}; "
+            f"set --config.model.vocab_size={data.vocab_size} or more"
         )
-    if experiment.model.num_outputs < data.num_outputs:
+    if num_outputs is not None and num_outputs < data.num_outputs:
         raise ConfigError(
-            f"model.classes={experiment.model.num_outputs} is below the {data.num_outputs} of the training data; "
+            f"model.classes={num_outputs} is below the {data.num_outputs} of the training data; "
             f"set --config.model.classes={data.num_outputs}"
         )
     for config in experiment.evals:
@@ -88,7 +84,7 @@ def _check_samples(experiment: Experiment, tokenizer: Tokenizer) -> None:
     samples, limit = experiment.samples, experiment.model.max_length()
     if samples is None or limit is None:
         return
-    longest = max((len(tokenizer.encode(prompt)) for prompt in samples.prompts), default=0) + 1  # after end-of-text
+    longest = max(map(len, experiment.data.prompts(tokenizer, samples.prompts)[0]))
     if longest + samples.max_tokens > limit:
         raise ConfigError(
             f"samples.max_tokens={samples.max_tokens} after a prompt of {longest} tokens exceeds the model's position table "
@@ -125,7 +121,7 @@ def _report(workdir: Path) -> None:
         write_report(workdir)
 
 
-def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data: Prepared, loader: Loader | ExampleLoader) -> int:
+def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data: Prepared, loader: Loader) -> int:
     past = read_metrics(workdir)
     attempt = 1 + max((row["attempt"] for row in past), default=-1)
     software = versions()
@@ -170,7 +166,7 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             batches=lambda start: Prefetcher(loader, start, transfer=lambda batch: (place(batch), checksum(batch))),
             documents=lambda step: ["; ".join(map(str, row)) for row in loader.documents(step)],
             evals=[_scheduled(e, parts, data, mesh, experiment.layout) for e in experiment.evals],
-            sampler=_sampler(experiment, parts, data.tokenizer, mesh, log),
+            sampler=_sampler(experiment, parts, data.tokenizer, mesh),
             checkpoints=checkpoints,
             log=log,
             record=record,
@@ -229,7 +225,7 @@ class _compilations:
 
 
 def _scheduled(config: EvalConfig, parts: Parts, data: Prepared, mesh: Mesh | None, layout: Layout) -> Scheduled:
-    def run(step: int, params: Params) -> Iterator[tuple[str, float]]:
+    def run(step: int, params: Params) -> Iterator[tuple[str, float] | Shown]:
         return evaluate_split(config, parts.graph, params, data, mesh, layout)
 
     return Scheduled(config.name, config.every, run)
@@ -237,21 +233,21 @@ def _scheduled(config: EvalConfig, parts: Parts, data: Prepared, mesh: Mesh | No
 
 def evaluate_split(
     config: EvalConfig, graph: nnx.GraphDef, params: Params, data: Prepared, mesh: Mesh | None, layout: Layout
-) -> Iterator[tuple[str, float]]:
-    """Yields the (name, value) pairs of one evaluation; on one device where `mesh` is None."""
+) -> Iterator[tuple[str, float] | Shown]:
+    """Yields the (name, value) pairs and the outputs to look at of one evaluation; on one device where `mesh` is None."""
     rows = slice(None) if mesh is None else local_rows(config.batch_size, mesh, layout)
     put = (lambda batch: batch) if mesh is None else (lambda batch: shard_batch(batch, mesh, layout, config.batch_size))
     return config.scores(graph, params, data, put, rows)
 
 
-def _sampler(experiment: Experiment, parts: Parts, tokenizer: Tokenizer, mesh: Mesh, log: MetricsLog) -> Scheduled | None:
+def _sampler(experiment: Experiment, parts: Parts, tokenizer: Tokenizer, mesh: Mesh) -> Scheduled | None:
     config = experiment.samples
     if config is None:
         return None
     # A few prompts, the same on every device.
     layout = dataclasses.replace(experiment.layout, batch=(), sequence=(), residual=())
 
-    def run(step: int, params: Params) -> Iterator[tuple[str, float]]:
+    def run(step: int, params: Params) -> Iterator[Shown]:
         with use_mesh(mesh, layout):
             texts = continuations(
                 experiment,
@@ -266,8 +262,7 @@ def _sampler(experiment: Experiment, parts: Parts, tokenizer: Tokenizer, mesh: M
             )
         for prompt, samples in zip(config.prompts, texts, strict=True):
             for text in samples:
-                log.sample(step, prompt, text, temperature=config.sampling.temperature)
-        yield from ()
+                yield Shown(prompt, text, {"temperature": config.sampling.temperature})
 
     return Scheduled("samples", config.every, run)
 
@@ -288,9 +283,9 @@ def continuations(
 
     Raises `ConfigError` for a model that writes no text.
     """
-    if not isinstance(experiment.model, DecoderConfig):
-        raise ConfigError(f"a {type(experiment.model).__name__} writes no text; generate is for decoders")
-    ids = [[tokenizer.eos, *map(int, tokenizer.encode(prompt))] for prompt in prompts]
+    if not experiment.model.generates:
+        raise ConfigError(f"a {type(experiment.model).__name__} writes no text; generate is for models of the next word")
+    ids, inputs = experiment.data.prompts(tokenizer, prompts)
     new = generate(
         graph,
         params,
@@ -302,6 +297,7 @@ def continuations(
         context=experiment.data.length,
         num_samples=num_samples,
         num_tokens=tokenizer.vocab_size,
+        inputs=inputs,
     )
     return [[tokenizer.decode(np.array(tokens)) for tokens in samples] for samples in new]
 
@@ -352,7 +348,7 @@ def evaluate(
         )
     for config in evals:
         scores = evaluate_split(config, trained.graph, trained.params, data, None, trained.experiment.layout)
-        yield config.name, dict(scores)
+        yield config.name, dict(score for score in scores if not isinstance(score, Shown))
 
 
 def _chosen_evals(experiment: Experiment, split: str | None, stride: int | None) -> tuple[EvalConfig, ...]:

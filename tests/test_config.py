@@ -71,8 +71,14 @@ def test_fields_that_do_not_fit_each_other():
         ({"evals": config.evals * 2}, "two evals have one name"),
         ({"evals": (PerplexityConfig(chunks=5),)}, "'validation': its length=16 is not divisible by its chunks=5"),
         ({"evals": (PerplexityConfig(stride=17),)}, "stride=17 is above its length=16"),
-        ({"evals": (ClassificationConfig(),)}, "evals 'validation' does not fit the model: a DecoderConfig is for TextData"),
-        ({"model": ClassifierConfig()}, "data does not fit the model: a ClassifierConfig is for labelled text"),
+        (
+            {"evals": (ClassificationConfig(),)},
+            "evals 'validation' does not fit the model: a ClassificationConfig is for classes, and a Decoder",
+        ),
+        (
+            {"model": ClassifierConfig()},
+            "data does not fit the model: a TextData is for next words, and a ClassifierConfig predicts classes",
+        ),
         ({"train": dataclasses.replace(config.train, early_stop=EarlyStopConfig(metric="valid/loss"))}, "validation"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -230,6 +230,17 @@ def whole_rows() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def same_everywhere() -> Iterator[None]:
+    """Inside, neither rows nor tokens are split: every device computes all of a batch."""
+    layout = _layout.get()
+    if layout is None:
+        yield
+        return
+    with use_layout(dataclasses.replace(layout, batch=(), sequence=(), residual=())):
+        yield
+
+
 def check_divisible(sizes: Iterable[tuple[str, int, str]], layout: Layout, mesh: Mesh | AbstractMesh) -> None:
     """Raises one `ConfigError` for every size that the mesh axes of its logical axis do not divide.
 

@@ -4,10 +4,11 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from lm_jax.core.config import Config, check_positive, nearest
+from lm_jax.core.config import check_positive, nearest
 from lm_jax.core.errors import ConfigError, DataError
+from lm_jax.data.base import DataConfig
 from lm_jax.data.loader import EvalBatches, Loader, Source
 from lm_jax.data.mixture import Stage, check_stages, check_weights
 from lm_jax.data.packing import Packing
@@ -16,32 +17,33 @@ from lm_jax.data.tokenizers import Tokenizer, TokenizerConfig
 
 
 @dataclasses.dataclass(kw_only=True)
-class TextData(Config):
-    """Text corpora, one tokenizer for all, and the batches of `batch_size` rows of `length` tokens cut from them.
+class TextData(DataConfig):
+    """Text corpora, one tokenizer for all, and the rows cut from them.
 
     Rows come from the corpora in proportion to `weights` (None: to their sizes), from the steps of `stages` on to other
     weights. A corpus that is used up starts its next epoch, in another order. With `document_mask` batches carry
     "segments" and "positions", so that attention stays within a document; packed documents always do.
 
-    `seed` draws the order. Prepared data is kept in `cache_dir` (None: the environment variable LM_JAX_CACHE, else
+    Prepared data is kept in `cache_dir` (None: the environment variable LM_JAX_CACHE, else
     ~/.cache/lm_jax); `num_workers` processes prepare it (None: one per CPU).
     """
+
+    inputs: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    targets: ClassVar[frozenset[str]] = frozenset({"next words"})
 
     corpora: tuple[Corpus, ...]
     tokenizer: TokenizerConfig
     length: int = 1024
-    batch_size: int = 8
     packing: Packing = dataclasses.field(default_factory=Packing)
     document_mask: bool = False
     weights: tuple[float, ...] | None = None
     stages: tuple[Stage, ...] = ()
-    seed: int = 0
     cache_dir: str | None = None
     num_workers: int | None = None
 
     def validate(self) -> None:
         """Raises `ConfigError` for sizes out of range, corpora of one name, and bad mixture weights."""
-        check_positive(self, "length", "batch_size")
+        super().validate()
         if self.num_workers is not None:
             check_positive(self, "num_workers")
         names = [corpus.name for corpus in self.corpora]
@@ -96,9 +98,14 @@ class PreparedText:
         return found
 
     @property
-    def num_outputs(self) -> int:
-        """How many targets there are: the tokens."""
+    def vocab_size(self) -> int:
+        """See `Prepared.vocab_size`."""
         return self.tokenizer.vocab_size
+
+    @property
+    def num_outputs(self) -> int:
+        """See `Prepared.num_outputs`: the tokens."""
+        return self.vocab_size
 
     def require(self, split: str) -> list[Source]:
         """As `sources`."""

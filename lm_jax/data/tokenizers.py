@@ -265,11 +265,15 @@ class HuggingFaceTokenizer(Tokenizer):
 @dataclasses.dataclass(kw_only=True)
 class BPE(TokenizerConfig):
     """Byte-level byte-pair encoding of `vocab_size` tokens (Sennrich et al. 2016, arXiv:1508.07909; as in GPT-2), trained on
-    the training text. Lossless.
+    the training text. Lossless, but for case where `lowercase` is set.
+
+    With `leading_space` a text starts as if a space stood before it, so that its first word is as any other; decoding drops it.
     """
 
     vocab_size: int = 8192
     min_count: int = 2
+    lowercase: bool = False
+    leading_space: bool = False
 
     def validate(self) -> None:
         """Raises `ConfigError` for numbers out of range."""
@@ -282,8 +286,13 @@ class BPE(TokenizerConfig):
         import tokenizers
 
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=self.leading_space)
         tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        if self.leading_space:
+            strip = tokenizers.decoders.Strip(" ", 1, 0)
+            tokenizer.decoder = tokenizers.decoders.Sequence([tokenizer.decoder, strip])
+        if self.lowercase:
+            tokenizer.normalizer = tokenizers.normalizers.Lowercase()
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=self.vocab_size,
             min_frequency=self.min_count,

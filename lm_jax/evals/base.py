@@ -2,13 +2,26 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from flax import nnx
 
 from lm_jax.core.config import Config, check_positive
+from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import Params
 from lm_jax.core.types import Batch
+
+
+class Shown(NamedTuple):
+    """An output of the model for people to look at: it appears among the samples of the run page, and in samples.jsonl.
+
+    `fields` are JSON-ready. "reference" is the text to expect, "image" a PNG as a data URL that stands beside the text,
+    "table" {"rows": [...], "columns": [...], "values": [[...]]} numbers from 0 to 1 drawn as shades; all others are a note.
+    """
+
+    prompt: str
+    text: str
+    fields: dict[str, Any]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -18,6 +31,8 @@ class EvalConfig(Config):
     Rows are of `length` tokens (None: as in training), `batch_size` at once. `every` is in steps; 0: only at the end of training.
     `chunks` > 1 computes logits in that many chunks of a row.
     """
+
+    targets: ClassVar[frozenset[str]]
 
     name: str = "validation"
     split: str = "validation"
@@ -32,9 +47,14 @@ class EvalConfig(Config):
         if self.length is not None:
             check_positive(self, "length")
 
+    def check_rows(self, length: int) -> None:
+        """Raises `ConfigError` where rows of `length` tokens cannot be read so."""
+        if length % self.chunks:
+            raise ConfigError(f"its length={length} is not divisible by its chunks={self.chunks}")
+
     def scores(
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
-    ) -> Iterator[tuple[str, float]]:
-        """Yields (name, value) of the model on the split of prepared `data`, of whose batches this process takes `rows`; `put`
-        brings these to the devices."""
+    ) -> Iterator[tuple[str, float] | Shown]:
+        """Yields (name, value) of the model on the split of prepared `data`, and outputs to look at. This process takes `rows` of
+        the batches; `put` brings these to the devices."""
         raise NotImplementedError

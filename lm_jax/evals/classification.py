@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from lm_jax.evals.base import EvalConfig
 @dataclasses.dataclass(kw_only=True)
 class ClassificationConfig(EvalConfig):
     """Yields "accuracy", "macro_f1" (the mean over classes that occur), "f1/CLASS" of each, "loss" (nats) and "num_examples"."""
+
+    targets: ClassVar[frozenset[str]] = frozenset({"classes"})
 
     batch_size: int = 16
 

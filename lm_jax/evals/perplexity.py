@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ class PerplexityConfig(EvalConfig):
     better model of the text (a sliding window).
     """
 
+    targets: ClassVar[frozenset[str]] = frozenset({"next words", "masked words"})
+
     stride: int | None = None
 
     def validate(self) -> None:
@@ -38,11 +40,18 @@ class PerplexityConfig(EvalConfig):
         if self.stride is not None:
             check_positive(self, "stride")
 
+    def check_rows(self, length: int) -> None:
+        """See `EvalConfig.check_rows`; raises for a stride that would leave tokens out."""
+        super().check_rows(length)
+        if self.stride is not None and self.stride > length:
+            raise ConfigError(f"stride={self.stride} is above its length={length}: tokens would be left out")
+
     def scores(
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
     ) -> Iterator[tuple[str, float]]:
         """See `EvalConfig.scores`."""
-        batches = data.eval_batches(self.split, batch_size=self.batch_size, length=self.length, stride=self.stride, rows=rows)
+        slide = {} if self.stride is None else {"stride": self.stride}
+        batches = data.eval_batches(self.split, batch_size=self.batch_size, length=self.length, rows=rows, **slide)
         return perplexity(graph, params, map(put, batches), data.num_bytes(self.split), self.chunks)
 
 

@@ -99,17 +99,10 @@ def generate(
     Raises:
       ConfigError: for an empty prompt, or a length that the model's position table does not have.
     """
-    _check(graph, params, prompts, max_tokens)
-    if inputs and any(len(value) != len(prompts) for value in inputs.values()):
-        raise ConfigError(f"{len(prompts)} prompts, but inputs of {[len(value) for value in inputs.values()]} rows")
-    rows = [list(prompt) for prompt in prompts for _ in range(num_samples)]
-    longest = max(map(len, rows))
-    padded = np.array([[0] * (longest - len(row)) + row for row in rows], np.int32)
-    weights = np.array([[0] * (longest - len(row)) + [1] * len(row) for row in rows], np.int32)
+    check_request(graph, params, prompts, max_tokens, inputs)
     tokens = _generate(
         params,
-        padded,
-        weights,
+        *pad_left([prompt for prompt in prompts for _ in range(num_samples)]),
         jax.random.key(seed),
         np.array(stop_tokens, np.int32),
         {name: np.repeat(np.asarray(value), num_samples, axis=0) for name, value in (inputs or {}).items()},
@@ -124,7 +117,20 @@ def generate(
     return [new[i : i + num_samples] for i in range(0, len(new), num_samples)]
 
 
-def _check(graph: nnx.GraphDef, params: Params, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
+def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """int32 [B, P] twice: the prompts, with padding before the short ones, and which are no padding."""
+    longest = max(map(len, prompts))
+    tokens = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    weights = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return np.array(tokens, np.int32), np.array(weights, np.int32)
+
+
+def check_request(
+    graph: nnx.GraphDef, params: Params, prompts: Sequence[Sequence[int]], max_tokens: int, inputs: Batch | None
+) -> None:
+    """Raises `ConfigError` where the model cannot continue the prompts by `max_tokens` tokens, given these inputs."""
+    if inputs and any(len(value) != len(prompts) for value in inputs.values()):
+        raise ConfigError(f"{len(prompts)} prompts, but inputs of {[len(value) for value in inputs.values()]} rows")
     if not prompts or any(len(prompt) == 0 for prompt in prompts):
         raise ConfigError("a prompt is empty; give at least one token (the end-of-document token starts a new document)")
     if max_tokens < 1:

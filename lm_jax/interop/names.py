@@ -118,7 +118,7 @@ def _pieces_of(
     config: ModelConfig, path: str, shape: tuple[int, ...], outer: Names, blocks: Mapping[str, Names]
 ) -> Iterator[Piece]:
     parts = tuple(path.split("/"))
-    for where, stack in config.stacks().items():
+    for where, (_, stack) in config.stacks().items():
         inside = path.removeprefix(f"{where}/").split("/") if path.startswith(f"{where}/") else [""]
         if inside[0].startswith(("block", "prelude")):
             yield from _pieces_of_block(stack, parts, inside, shape, blocks[where])

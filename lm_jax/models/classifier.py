@@ -1,6 +1,7 @@
 """A classifier of texts: an encoder, and a head that scores classes instead of words."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ class ClassifierConfig(TextConfig):
     "none": its own hidden state (for tags, or for what the first token stands for, as in BERT); "mean" or "max" over the text,
     padding left out. The result passes through `dropout`. Other fields are as in `TextConfig`; the head is not tied.
     """
+
+    targets: ClassVar[frozenset[str]] = frozenset({"classes"})
 
     classes: int = 2
     pool: str = "mean"

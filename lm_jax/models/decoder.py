@@ -1,7 +1,7 @@
 """The decoder-only language model: GPT-2, Llama, Qwen, Gemma are values of its config."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,9 @@ from flax import nnx
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import all_gather
 from lm_jax.core.types import Array, Batch
+from lm_jax.models.base import Output
 from lm_jax.models.multi_token import MultiTokenConfig
-from lm_jax.models.text import Output, TextConfig, TextModel, output_of, place_of
+from lm_jax.models.text import TextConfig, TextModel, output_of, place_of
 from lm_jax.nn.place import Cache, CacheInfo, Place
 from lm_jax.nn.stack import StackConfig
 
@@ -26,6 +27,9 @@ class DecodeState(NamedTuple):
 @dataclasses.dataclass(kw_only=True)
 class DecoderConfig(TextConfig):
     """A model of the next token; with `multi_token` also of tokens after it. See `TextConfig`."""
+
+    targets: ClassVar[frozenset[str]] = frozenset({"next words"})
+    generates: ClassVar[bool] = True
 
     multi_token: MultiTokenConfig | None = None
 
@@ -91,6 +95,14 @@ class Decoder(TextModel):
         x_BTD, caches, _ = self.stack(x_BTD, place, caches=caches, info=info)
         state = DecodeState(caches, info._replace(index=info.index + tokens_BT.shape[1]))
         return all_gather(self.logits(x_BTD), "vocab", 2), state
+
+    def take_rows(self, state: DecodeState, rows_B: Array) -> DecodeState:
+        """The state of the rows of these numbers, in their order; a row may come more than once."""
+        first, info = len(self.config.stack.prelude), state.info
+        take = lambda axis: lambda x: jnp.take(x, rows_B, axis=axis)  # noqa: E731
+        caches = [jax.tree.map(take(0 if i < first else 1), cache) for i, cache in enumerate(state.caches)]
+        by_row = {name: value for name, value in info._asdict().items() if name.endswith("_BS") and value is not None}
+        return DecodeState(tuple(caches), info._replace(**jax.tree.map(take(0), by_row)))
 
 
 def empty_slots(stack: StackConfig, batch_size: int, length: int, context: int | None, *, prefix: bool = False) -> CacheInfo:

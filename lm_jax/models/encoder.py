@@ -1,6 +1,7 @@
 """The text encoder: BERT, RoBERTa and ModernBERT are values of its config."""
 
 import dataclasses
+from typing import ClassVar
 
 from flax import nnx
 
@@ -19,6 +20,8 @@ def both_ways() -> StackConfig:
 @dataclasses.dataclass(kw_only=True)
 class EncoderConfig(TextConfig):
     """A model of whole texts, every token of which sees all others; its head scores what stands at a position. See `TextConfig`."""
+
+    targets: ClassVar[frozenset[str]] = frozenset({"masked words"})
 
     stack: StackConfig = dataclasses.field(default_factory=both_ways)
 

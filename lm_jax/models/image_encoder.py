@@ -10,8 +10,8 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import param, weight
 from lm_jax.core.sharding import whole_rows
 from lm_jax.core.types import Array, Batch
+from lm_jax.models.base import Output
 from lm_jax.models.encoder import both_ways
-from lm_jax.models.text import Output
 from lm_jax.nn.frontend import PatchesConfig
 from lm_jax.nn.init import Init, zeros
 from lm_jax.nn.linear import project
@@ -44,9 +44,9 @@ class ImageEncoderConfig(Config):
             raise ConfigError(f"labels={self.labels} must not be negative")
         self.stack.check(self.width)
 
-    def stacks(self) -> dict[str, StackConfig]:
-        """The stacks of the model, by the path of their parameters."""
-        return {"stack": self.stack}
+    def stacks(self) -> dict[str, tuple[int, StackConfig]]:
+        """See `ModelConfig.stacks`."""
+        return {"stack": (self.width, self.stack)}
 
     def build(self, key: Array) -> "ImageEncoder":
         """The model with parameters drawn from `key`."""

@@ -1,16 +1,17 @@
 """What all models of text are made of: embedding, stack, vocabulary head."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm_jax.core.config import Config, check_choice, check_positive
+from lm_jax.core.config import check_positive
 from lm_jax.core.local import all_sum, token_index
 from lm_jax.core.param import gathered
-from lm_jax.core.types import Array, Aux, Batch, Mean
+from lm_jax.core.types import Array, Aux, Batch
+from lm_jax.models.base import ModelConfig, Output
 from lm_jax.nn.embedding import EmbeddingConfig
 from lm_jax.nn.head import HeadConfig
 from lm_jax.nn.init import Init
@@ -18,37 +19,27 @@ from lm_jax.nn.place import Place
 from lm_jax.nn.stack import StackConfig
 
 
-class Output(NamedTuple):
-    """What a model returns: the last hidden states, the auxiliary loss of a token (a mean), and metrics of its layers."""
-
-    hidden: Array  # [B, T, D]
-    loss: Array  # float32 []; 0 in a dense model
-    metrics: dict[str, Mean]
-    further: tuple[Array, ...] = ()  # [B, T, D] each: from which `logits` scores the second, third, ... token after a position
-
-
 @dataclasses.dataclass(kw_only=True)
-class TextConfig(Config):
+class TextConfig(ModelConfig):
     """Embedding, stack, vocabulary head.
 
     The tables have a multiple of `vocab_multiple` rows, so that they split evenly: those from `vocab_size` on belong to no token,
-    score nothing and are never trained. `dtype` is that of activations and matrix products ("float32" or "bfloat16"); parameters,
-    softmax, norm statistics, logits and loss are float32.
+    score nothing and are never trained.
     """
 
-    vocab_size: int = 50257
+    inputs: ClassVar[frozenset[str]] = frozenset({"tokens"})
+
     vocab_multiple: int = 1
     width: int = 768
     embedding: EmbeddingConfig = dataclasses.field(default_factory=EmbeddingConfig)
     stack: StackConfig = dataclasses.field(default_factory=StackConfig)
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
     init: Init = dataclasses.field(default_factory=Init)
-    dtype: str = "float32"
 
     def validate(self) -> None:
         """Raises `ConfigError` for an unknown dtype or heads that do not divide the width."""
-        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
-        check_positive(self, "vocab_size", "vocab_multiple", "width")
+        super().validate()
+        check_positive(self, "vocab_multiple", "width")
         self.stack.check(self.width)
 
     @property
@@ -71,21 +62,17 @@ class TextConfig(Config):
         """Whether one step uses the head's matrix more than once: as embedding too, where it is tied."""
         return self.head.tied
 
-    def stacks(self) -> dict[str, StackConfig]:
-        """The stacks of the model, by the path of their parameters."""
-        return {"stack": self.stack}
+    def stacks(self) -> dict[str, tuple[int, StackConfig]]:
+        """See `ModelConfig.stacks`."""
+        return {"stack": (self.width, self.stack)}
 
     def max_length(self) -> int | None:
-        """The longest row the model can read: that of its position table; None without one."""
+        """See `ModelConfig.max_length`."""
         table = self.embedding.positions
         return None if table is None else table.length - table.offset
 
     def flops_per_token(self, length: int, *, causal: bool) -> float:
-        """Matrix-product FLOPs of one training step per token: forward and twice that backward.
-
-        Attention counts the full square (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, appendix B) or with `causal` only
-        what a causal mask leaves. Recomputation (remat) is not counted: these are model, not hardware FLOPs.
-        """
+        """See `ModelConfig.flops_per_token`."""
         forward = self.stack.flops_per_token(self.width, length, causal=causal)
         return 3 * (forward + self.head.flops_per_token(self.width, self.num_outputs))
 

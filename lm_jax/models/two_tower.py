@@ -61,9 +61,9 @@ class TwoTowerConfig(Config):
         if self.pool_token is not None and not 0 <= self.pool_token < self.vocab_size:
             raise ConfigError(f"pool_token={self.pool_token} is not in the vocabulary of {self.vocab_size}")
 
-    def stacks(self) -> dict[str, StackConfig]:
-        """The stacks of the model, by the path of their parameters."""
-        return {"image/stack": self.image.stack, "text": self.text}
+    def stacks(self) -> dict[str, tuple[int, StackConfig]]:
+        """See `ModelConfig.stacks`."""
+        return {"image/stack": (self.image.width, self.image.stack), "text": (self.width, self.text)}
 
     def build(self, key: Array) -> "TwoTower":
         """The model with parameters drawn from `key`."""

@@ -1,20 +1,24 @@
-"""The causal language-modelling objective: cross-entropy of the next token."""
+"""Cross-entropy of the targets: the next token, a masked one, or a class."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from lm_jax.core.config import Config
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import ahead, all_max, all_sum, index, vary, varying, ways
 from lm_jax.core.types import Array, Batch, Mean
-from lm_jax.models.decoder import Decoder
+from lm_jax.models.text import TextModel
+from lm_jax.objectives.base import ObjectiveConfig
 
 
 @dataclasses.dataclass(kw_only=True)
-class LMConfig(Config):
+class LMConfig(ObjectiveConfig):
     """Cross-entropy in nats per token, plus `z_loss` * log(Z)^2 (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, section 5).
+
+    With `label_smoothing` e the loss is that of a target that is right with 1 - e and any with e / V (Szegedy et al. 2015,
+    arXiv:1512.00567). `class_weights` multiply the weights of tokens by their targets; there is one for each.
 
     Where the model predicts tokens after the next one, `multi_token` times the mean over modules of their cross-entropies is added,
     as far as they are in the same document; also a mean over all tokens (DeepSeek-V3, arXiv:2412.19437, eq. 24 and 25).
@@ -23,12 +27,19 @@ class LMConfig(Config):
     so that only a chunk of the [B, T, V] logits ever exists.
     """
 
+    targets: ClassVar[frozenset[str]] = frozenset({"next words", "masked words", "classes"})
+
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
     z_loss: float = 0.0
     multi_token: float = 0.3
-    chunks: int = 1
 
     def validate(self) -> None:
-        """Raises `ConfigError` for a negative weight or no chunk."""
+        """Raises `ConfigError` for a negative weight, a smoothing outside [0, 1) or no chunk."""
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"label_smoothing={self.label_smoothing} must be in [0, 1)")
+        if self.class_weights is not None and min(self.class_weights, default=-1) < 0:
+            raise ConfigError(f"class_weights={self.class_weights} must not be negative, and one for each class")
         if self.z_loss < 0 or self.multi_token < 0 or self.chunks < 1:
             weights = f"z_loss={self.z_loss} and multi_token={self.multi_token}"
             raise ConfigError(f"{weights} must not be negative and chunks={self.chunks} must be at least 1")
@@ -44,14 +55,18 @@ class LM:
     def __init__(self, config: LMConfig):
         self.config = config
 
-    def __call__(self, model: Decoder, batch: Batch, *, key: Array | None = None) -> dict[str, Mean]:
+    def __call__(self, model: TextModel, batch: Batch, *, key: Array | None = None) -> dict[str, Mean]:
         """Sums over all positions, weighted by `batch["weights"]`, with the sum of the weights as count."""
+        smoothing = self.config.label_smoothing
+        batch = self._weighted(batch, model.config.num_outputs)
         if self.config.chunks > 1 or model.config.reuses_head:
             model = model.with_whole_head(batch["weights"])
         output = model(batch, key=key)
-        sums = token_sums(model, output.hidden, batch, self.config.chunks)
+        sums = token_sums(model, output.hidden, batch, self.config.chunks, smooth=smoothing > 0)
         count = all_sum(jnp.sum(batch["weights"]), "batch", "sequence")
         loss, metrics = sums["cross_entropy"] + self.config.z_loss * sums["z"] + output.loss * count, dict(output.metrics)
+        if smoothing:
+            loss = loss + smoothing * (sums["uniform"] - sums["cross_entropy"])
         for k, hidden in enumerate(output.further, start=1):
             later = _later(batch, k)
             further = Mean(
@@ -65,6 +80,14 @@ class LM:
             terms["z_loss"] = self.config.z_loss * sums["z"]
         return {name: Mean(total, count) for name, total in terms.items()} | metrics
 
+    def _weighted(self, batch: Batch, num_outputs: int) -> Batch:
+        weights = self.config.class_weights
+        if weights is None:
+            return batch
+        if len(weights) != num_outputs:
+            raise ConfigError(f"class_weights has {len(weights)} numbers, and the model scores {num_outputs} targets")
+        return batch | {"weights": batch["weights"] * jnp.array(weights, jnp.float32)[batch["targets"]]}
+
 
 def _later(batch: Batch, places: int) -> Batch:
     """Targets that stand `places` later, with no weight where that is beyond the row or in another document."""
@@ -74,8 +97,9 @@ def _later(batch: Batch, places: int) -> Batch:
     return {"targets": ahead(batch["targets"], places), "weights": weights}
 
 
-def token_sums(model: Decoder, hidden_BTD: Array, batch: Batch, chunks: int) -> dict[str, Array]:
-    """Weighted float32 sums over the batch of "cross_entropy" (nats), "z" (log(Z)^2) and "correct" (greedy hits).
+def token_sums(model: TextModel, hidden_BTD: Array, batch: Batch, chunks: int, *, smooth: bool = False) -> dict[str, Array]:
+    """Weighted float32 sums over the batch of "cross_entropy" (nats), "z" (log(Z)^2) and "correct" (greedy hits); with `smooth`
+    also "uniform", the cross-entropy of a target that is any with the same probability.
 
     Each device scores its own part of the vocabulary; only sums and maxima over it are communicated, never the logits.
     """
@@ -90,6 +114,10 @@ def token_sums(model: Decoder, hidden_BTD: Array, batch: Batch, chunks: int) -> 
         target_logit = all_sum(jnp.sum(jnp.where(hit, logits, 0.0), axis=-1), "vocab")
         correct = (target_logit >= top).astype(jnp.float32)
         terms = {"cross_entropy": log_z - target_logit, "z": jnp.square(log_z), "correct": correct}
+        if smooth:
+            known = (ids < model.config.num_outputs)[None, None, :]
+            mean = all_sum(jnp.sum(jnp.where(known, logits, 0.0), axis=-1), "vocab") / model.config.num_outputs
+            terms["uniform"] = log_z - mean
         return {name: jnp.sum(term * weights) for name, term in terms.items()}
 
     if chunks == 1:
@@ -98,7 +126,7 @@ def token_sums(model: Decoder, hidden_BTD: Array, batch: Batch, chunks: int) -> 
         body = lambda total, cut: (jax.tree.map(jnp.add, total, sums(*cut)), None)  # noqa: E731
         cuts = (_cut(hidden_BTD, 1, chunks), *(_cut(batch[name], ways("residual"), chunks) for name in ("targets", "weights")))
         zero = vary(jnp.zeros((), jnp.float32), varying(batch["weights"]))
-        start = {name: zero for name in ("cross_entropy", "z", "correct")}
+        start = {name: zero for name in ("cross_entropy", "z", "correct", *(["uniform"] if smooth else []))}
         total = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), start, cuts)[0]
     return all_sum(total, "batch", "sequence")
 

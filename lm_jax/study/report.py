@@ -146,16 +146,30 @@ def _status(workdir: Path, history: list[Row]) -> tuple[str, str]:
 
 
 def _samples(rows: list[Row]) -> list[dict[str, Any]]:
-    """[{"step", "items": [{"prompt", "text", "note"}]}] of evenly spaced steps, within a budget of characters."""
-    by_step: dict[int, list[dict[str, str]]] = {}
+    """[{"step", "items": [{"prompt", "text", "note", ...}]}] of evenly spaced steps, within a budget of characters."""
+    by_step: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
-        known = ("step", "attempt", "prompt", "text")
+        known = ("step", "attempt", "prompt", "text", "reference", "image", "table")
         note = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in row.items() if key not in known and value is not None)
-        item = {"prompt": shown(row["prompt"]), "text": shown(row["text"]), "note": shown(note)}
+        item = {"prompt": shown(row["prompt"]), "text": shown(row["text"]), "note": shown(note)} | _beside(row)
         by_step.setdefault(row["step"], []).append(item)
     groups = [{"step": step, "items": items} for step, items in by_step.items()]
-    size = sum(len(text) for items in by_step.values() for item in items for text in item.values())
+    size = sum(len(str(value)) for items in by_step.values() for item in items for value in item.values())
     return evenly(groups, max(len(groups) * _MAX_SAMPLE_CHARACTERS // max(size, 1), 2))
+
+
+def _beside(row: Row) -> dict[str, Any]:
+    """What stands beside a text (see `evals.base.Shown`), as far as it can be shown."""
+    found: dict[str, Any] = {}
+    if isinstance(row.get("reference"), str):
+        found["reference"] = shown(row["reference"])
+    image, table = row.get("image"), row.get("table")
+    if isinstance(image, str) and image.startswith("data:image/png;base64,"):
+        found["image"] = image
+    if isinstance(table, dict) and all(isinstance(table.get(key), list) for key in ("rows", "columns", "values")):
+        names = {key: [shown(str(name)) for name in table[key]] for key in ("rows", "columns")}
+        found["table"] = names | {"values": table["values"]}
+    return found
 
 
 def _read_json(path: Path) -> Any:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +15,7 @@ from lm_jax.core.local import local_view, vary, varying
 from lm_jax.core.param import Params, logical_axes, param_specs
 from lm_jax.core.sharding import batch_specs
 from lm_jax.core.types import Array, Batch, Mean
+from lm_jax.objectives.base import Objective
 from lm_jax.optim.base import Optimizer, clip_by_norm, update_ema
 from lm_jax.optim.groups import kind, map_axes
 
@@ -50,9 +50,6 @@ class StepConfig(Config):
             raise ConfigError(f"clip_norm={self.clip_norm} must be above 0; None turns clipping off")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay={self.ema_decay} must be in [0, 1); None turns the average off")
-
-
-Objective = Callable[..., dict[str, Mean]]
 
 
 def init_state(params: Params, optimizer: Optimizer, config: StepConfig) -> TrainState:

@@ -15,6 +15,7 @@ from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import Params
 from lm_jax.core.types import Array, Batch
+from lm_jax.evals.base import Shown
 from lm_jax.train.checkpoint import Checkpoints
 from lm_jax.train.logging import MetricsLog
 from lm_jax.train.preemption import Preemption
@@ -63,7 +64,7 @@ class TrainConfig(Config):
 class Scheduled:
     """Something that runs on the parameters every so many steps, and at the end."""
 
-    def __init__(self, name: str, every: int, run: Callable[[int, Params], Iterator[tuple[str, float]]]):
+    def __init__(self, name: str, every: int, run: Callable[[int, Params], Iterator[tuple[str, float] | Shown]]):
         self.name, self.every, self.run = name, every, run
 
     def due(self, step: int, last: bool) -> bool:
@@ -98,7 +99,7 @@ class Trainer:
     checkpoints: Checkpoints
     log: MetricsLog
     record: dict[str, Any]
-    num_outputs: int
+    num_outputs: int | None
     tokens_per_batch: int
     flops_per_token: tuple[float, float]
     peak_flops: float | None
@@ -170,8 +171,7 @@ class Trainer:
             self.log.event(step, "checkpoint", f"saving step {step}")
             self.log.flush(durable=True)
         if self.sampler is not None and not leaving and self.sampler.due(step, last or early):
-            for _ in self.sampler.run(step, params):
-                pass
+            self._scores(step, params, self.sampler)
         return early
 
     def _progress(self) -> dict[str, Any]:
@@ -188,9 +188,19 @@ class Trainer:
     def _evaluate(self, step: int, params: Params, evals: list[Scheduled]) -> dict[str, float]:
         scores = {}
         for evaluation in evals:
-            row = dict(evaluation.run(step, params))
+            row = self._scores(step, params, evaluation)
             self.log.eval(step, evaluation.name, row)
             scores |= {f"{evaluation.name}/{name}": value for name, value in row.items()}
+        return scores
+
+    def _scores(self, step: int, params: Params, evaluation: Scheduled) -> dict[str, float]:
+        """What it yields by name; what it shows is logged."""
+        scores = {}
+        for item in evaluation.run(step, params):
+            if isinstance(item, Shown):
+                self.log.sample(step, item.prompt, item.text, **item.fields)
+            else:
+                scores[item[0]] = item[1]
         return scores
 
     def _early_stop(self, step: int, scores: dict[str, float]) -> bool:
@@ -250,6 +260,8 @@ class Trainer:
             raise NotFiniteError(message)
 
     def _check_first_loss(self, loss: float) -> None:
+        if self.num_outputs is None:
+            return
         expected = math.log(self.num_outputs)
         far = abs(loss - expected) > 0.1 * expected + 0.2
         note = "; far from it: look at the initialisation or the data" if far else ""

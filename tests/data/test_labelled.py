@@ -50,7 +50,7 @@ def test_label_first_and_separators_in_the_text(tmp_path):
     assert prepared.classes == ("2", "10")  # short ones first: numbers in their order
     assert [prepared.tokenizer.decode(e.arrays["tokens"][1:]) for e in prepared.examples["train"]] == ["what is it ?", "who ?"]
     with_tab = lines(tmp_path, "b.tsv", "a\tb\t1\nc\t0")
-    texts = list(with_tab.texts(dict.fromkeys(["lines dropped: blank"], 0)))
+    texts = list(with_tab.read(dict.fromkeys(["lines dropped: blank"], 0)))
     assert [(text.text, text.label) for text in texts] == [("a\tb", "1"), ("c", "0")]
 
 
@@ -75,7 +75,7 @@ def test_bad_input_is_named(tmp_path):
         data(tmp_path, test=lines(tmp_path, "test.tsv", "x\t7")).prepare()
     with pytest.raises(DataError, match=r"train.tsv:2 is no text with its label last after '\\t': 'no label'"):
         data(tmp_path, train="a\t1\nno label").prepare()
-    with pytest.raises(DataError, match="there is no text to train on"):
+    with pytest.raises(DataError, match=r"LabelledText\.train has nothing to train on: LabelledLines"):
         data(tmp_path, train="\n").prepare()
     with pytest.raises(DataError, match="there is no split 'tests'"):
         data(tmp_path).prepare().require("tests")

@@ -44,7 +44,7 @@ def _read(knobs: Knobs) -> EncoderDecoderConfig:
         vocab_size=knobs.take("vocab_size"),
         width=width,
         encoder=StackConfig(**shortest_pattern([block] * layers), final_norm=norm, relative_bias=below),
-        decoder=StackConfig(
+        stack=StackConfig(
             **shortest_pattern([reading] * knobs.take("num_decoder_layers", layers)), final_norm=norm, relative_bias=bias
         ),
         head=HeadConfig(tied=tied, scale=width**-0.5 if scaled else 1.0),
@@ -52,7 +52,7 @@ def _read(knobs: Knobs) -> EncoderDecoderConfig:
 
 
 def _write(model: EncoderDecoderConfig) -> dict[str, Any]:
-    block, bias = model.encoder.layers[0], model.decoder.relative_bias
+    block, bias = model.encoder.layers[0], model.stack.relative_bias
     if bias is None:
         raise ConfigError("the model has no relative bias")
     act = activation_name(block.feed_forward.activation)
@@ -64,7 +64,7 @@ def _write(model: EncoderDecoderConfig) -> dict[str, Any]:
         "d_kv": block.mixer.size(model.width),
         "d_ff": block.feed_forward.hidden,
         "num_layers": model.encoder.num_layers,
-        "num_decoder_layers": model.decoder.num_layers,
+        "num_decoder_layers": model.stack.num_layers,
         "num_heads": block.mixer.num_heads,
         "relative_attention_num_buckets": bias.buckets,
         "relative_attention_max_distance": bias.distance,
@@ -102,7 +102,7 @@ def _blocks(model: EncoderDecoderConfig) -> dict[str, Names]:
     cross = _attention("layer.1.EncDecAttention", "cross") | {"cross_norm/scale": Name("layer.1.layer_norm.weight", "D -> D")}
     return {
         "encoder": under("encoder.block.{i}.", own | _feed_forward(1, gated)),
-        "decoder": under("decoder.block.{i}.", own | cross | _feed_forward(2, gated)),
+        "stack": under("decoder.block.{i}.", own | cross | _feed_forward(2, gated)),
     }
 
 
@@ -115,11 +115,11 @@ T5 = Architecture(
     write=_write,
     prefix="",
     outer={
-        "target/table": Name("shared.weight", "V D -> V D"),
+        "embedding/table": Name("shared.weight", "V D -> V D"),
         "encoder/relative_bias/table": Name(f"encoder.{_BIAS}", "R N -> R N"),
-        "decoder/relative_bias/table": Name(f"decoder.{_BIAS}", "R N -> R N"),
+        "stack/relative_bias/table": Name(f"decoder.{_BIAS}", "R N -> R N"),
         "encoder/final_norm/scale": Name("encoder.final_layer_norm.weight", "D -> D"),
-        "decoder/final_norm/scale": Name("decoder.final_layer_norm.weight", "D -> D"),
+        "stack/final_norm/scale": Name("decoder.final_layer_norm.weight", "D -> D"),
         "head/matrix": Name("lm_head.weight", "V D -> D V"),
     },
     blocks=_blocks,

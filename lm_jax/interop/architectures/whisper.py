@@ -66,26 +66,26 @@ def _read(knobs: Knobs) -> EncoderDecoderConfig:
         width=width,
         source=AudioConfig(mels=knobs.take("num_mel_bins", 80), length=knobs.take("max_source_positions", 1500), activation="gelu"),
         encoder=stack("encoder"),
-        target=EmbeddingConfig(positions=positions),
-        decoder=stack("decoder"),
+        embedding=EmbeddingConfig(positions=positions),
+        stack=stack("decoder"),
         head=HeadConfig(tied=knobs.take("tie_word_embeddings", True)),
     )
 
 
 def _write(model: EncoderDecoderConfig) -> dict[str, Any]:
-    if not isinstance(model.source, AudioConfig) or model.target.positions is None:
+    if not isinstance(model.source, AudioConfig) or model.embedding.positions is None:
         raise ConfigError("the model does not read spectrograms, or has no table of positions")
     fields = {
         "vocab_size": model.vocab_size,
         "d_model": model.width,
         "num_mel_bins": model.source.mels,
         "max_source_positions": model.source.length,
-        "max_target_positions": model.target.positions.length,
-        "activation_function": activation_name(model.decoder.layers[0].feed_forward.activation),
+        "max_target_positions": model.embedding.positions.length,
+        "activation_function": activation_name(model.stack.layers[0].feed_forward.activation),
         "tie_word_embeddings": model.head.tied,
         "is_encoder_decoder": True,
     }
-    for side, stack in model.stacks().items():
+    for side, stack in (("encoder", model.encoder), ("decoder", model.stack)):
         block = stack.layers[0]
         fields |= {f"{side}_layers": stack.num_layers, f"{side}_attention_heads": block.mixer.num_heads}
         fields[f"{side}_ffn_dim"] = block.feed_forward.hidden
@@ -121,14 +121,14 @@ WHISPER = Architecture(
         "source/second_bias": Name("model.encoder.conv2.bias", "D -> D"),
         "source/positions": Name("model.encoder.embed_positions.weight", "P D -> P D"),
         **norm_names("encoder/final_norm", "model.encoder.layer_norm"),
-        "target/table": Name("model.decoder.embed_tokens.weight", "V D -> V D"),
-        "target/positions/table": Name("model.decoder.embed_positions.weight", "P D -> P D"),
-        **norm_names("decoder/final_norm", "model.decoder.layer_norm"),
+        "embedding/table": Name("model.decoder.embed_tokens.weight", "V D -> V D"),
+        "embedding/positions/table": Name("model.decoder.embed_positions.weight", "P D -> P D"),
+        **norm_names("stack/final_norm", "model.decoder.layer_norm"),
         "head/matrix": Name("proj_out.weight", "V D -> D V"),
     },
     blocks={
         "encoder": under("model.encoder.layers.{i}.", _LAYER),
-        "decoder": under("model.decoder.layers.{i}.", _LAYER | _attention("encoder_attn", "cross")),
+        "stack": under("model.decoder.layers.{i}.", _LAYER | _attention("encoder_attn", "cross")),
     },
     ignored=("proj_out.weight",),
 )

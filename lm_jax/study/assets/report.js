@@ -297,7 +297,11 @@ function samples() {
       const figure = element("figure"), text = element("pre");
       text.dir = "auto";
       text.append(element("span", "prompt", item.prompt), item.text);
-      figure.append(element("figcaption", "", item.note || " "), text);
+      figure.append(element("figcaption", "", item.note || " "));
+      if (item.image) figure.append(picture(item.image));
+      if (item.prompt || item.text) figure.append(text);
+      if (item.reference) figure.append(element("pre", "reference", item.reference));
+      if (item.table) figure.append(shades(item.table));
       return figure;
     }));
   };
@@ -306,6 +310,31 @@ function samples() {
   document.getElementById("earlier").addEventListener("click", () => show(+slider.value - 1));
   document.getElementById("later").addEventListener("click", () => show(+slider.value + 1));
   show(last);
+}
+
+function picture(source) {
+  const image = element("img");
+  image.src = source;
+  return image;
+}
+
+// A table of numbers from 0 to 1, each the darker the greater it is.
+function shades(table) {
+  const body = element("table", "shades"), head = element("tr");
+  head.append(element("th"), ...table.columns.map(name => element("th", "", name)));
+  body.append(head, ...table.rows.map((name, i) => {
+    const row = element("tr");
+    row.append(element("th", "", name), ...table.values[i].map(value => {
+      const cell = element("td");
+      cell.style.setProperty("--shade", Math.round(100 * value) + "%");
+      cell.title = value.toFixed(3);
+      return cell;
+    }));
+    return row;
+  }));
+  const scroll = element("div", "scroll");
+  scroll.append(body);
+  return scroll;
 }
 
 function search() {

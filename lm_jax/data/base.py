@@ -1,0 +1,106 @@
+"""What every kind of data says of itself, and what it gives once it is prepared."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Protocol
+
+from lm_jax.core.config import Config, check_positive
+from lm_jax.core.types import Batch
+from lm_jax.data.tokenizers import Tokenizer
+
+
+class Loader(Protocol):
+    """Training batches as a pure function of the step.
+
+    Attributes:
+      fingerprint: JSON that differs where the batches do.
+    """
+
+    fingerprint: dict[str, Any]
+
+    def __call__(self, step: int) -> Batch:
+        """This process's rows of batch `step` (from 0), as NumPy arrays."""
+        ...
+
+    def documents(self, step: int) -> list[list[Any]]:
+        """What each row of the global batch `step` was made from."""
+        ...
+
+
+class Prepared(Protocol):
+    """Data that is ready to be batched.
+
+    Attributes:
+      tokenizer: that of its text.
+      record: counts of what was read, changed or left out, JSON-ready.
+    """
+
+    tokenizer: Tokenizer
+    record: dict[str, Any]
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this: those of the tokenizer, and what the data adds to them."""
+        ...
+
+    @property
+    def num_outputs(self) -> int:
+        """How many targets there are to choose from."""
+        ...
+
+    def require(self, split: str) -> Any:
+        """What the split holds. Raises `DataError`, naming those that exist, where there is none."""
+        ...
+
+    def describe(self) -> str:
+        """Lines that say what there is."""
+        ...
+
+    def train_loader(self, rows: slice = slice(None)) -> Loader:
+        """Training batches, of which this process takes the given `rows`."""
+        ...
+
+    def eval_batches(
+        self, split: str, batch_size: int | None = None, length: int | None = None, rows: slice = slice(None)
+    ) -> Iterable[Batch]:
+        """The whole split once, in batches of one shape; sizes default to those of training."""
+        ...
+
+    def num_bytes(self, split: str) -> int:
+        """UTF-8 bytes of the targets, of which bits per byte are counted; 0 where the targets are no text."""
+        ...
+
+
+@dataclasses.dataclass(kw_only=True)
+class DataConfig(Config):
+    """Base of all data: batches of `batch_size` rows of `length` tokens, in an order that `seed` draws.
+
+    `inputs` and `targets` say what is in a batch, in the words of `core.types.Batch`: a model must find its inputs among these, and
+    model, objective and evals must be for one of the targets.
+    """
+
+    inputs: ClassVar[frozenset[str]]
+    targets: ClassVar[frozenset[str]]
+
+    length: int = 256
+    batch_size: int = 8
+    seed: int = 0
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for sizes out of range."""
+        check_positive(self, "length", "batch_size")
+
+    def masks_documents(self) -> bool:
+        """Whether batches carry "segments" and "positions"."""
+        raise NotImplementedError
+
+    def prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[int]], Batch]:
+        """What a model goes on from, given each text: the first tokens of what it writes, and what its encoder reads of each.
+
+        Here a document that begins with the text, and nothing for an encoder.
+        """
+        return [[tokenizer.eos, *map(int, tokenizer.encode(text))] for text in texts], {}
+
+    def prepare(self, progress: Callable[..., Any] | None = None) -> Prepared:
+        """Reads and tokenises what there is; `progress` gets lines to show. Raises `DataError` for bad or missing data."""
+        raise NotImplementedError

@@ -1,0 +1,129 @@
+"""What all data made of examples has in common: its splits, and the batches of them."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+from lm_jax.core.config import nearest
+from lm_jax.core.errors import DataError
+from lm_jax.data.base import DataConfig
+from lm_jax.data.examples import Example, ExampleBatches, ExampleLoader, Rows
+from lm_jax.data.sources import Counts
+from lm_jax.data.splits import Split
+from lm_jax.data.tokenizers import Tokenizer, TokenizerConfig
+
+
+@dataclasses.dataclass(kw_only=True)
+class ExampleData(DataConfig):
+    """Base of the data made of examples, several of which share a row.
+
+    `validation` and `test` are sources of their own, as `train` is (which a subclass says); where `split` is given, what it holds
+    out of `train` is added to them.
+    """
+
+    inputs: ClassVar[frozenset[str]] = frozenset({"tokens"})
+
+    train: Any
+    validation: Any = None
+    test: Any = None
+    split: Split | None = None
+    tokenizer: TokenizerConfig
+
+    def masks_documents(self) -> bool:
+        """Whether batches carry "segments" and "positions": always."""
+        return True
+
+    def capacity(self) -> dict[str, int]:
+        """Of a row, by the prefix of what it is the capacity for (see `Rows`)."""
+        return {"": self.length}
+
+    def items(self, counts: Counts) -> dict[str, list[Any]]:
+        """What the sources read, by split; only splits that have any. Raises `DataError` where there is nothing to train on."""
+        found: dict[str, list[Any]] = {"train": [], "validation": [], "test": []}
+        for split, item in (self.split or Split()).assign(self.train.read(counts)):
+            found[split].append(item)
+        for name, source in (("validation", self.validation), ("test", self.test)):
+            found[name] += [] if source is None else source.read(counts)
+        if not found["train"]:
+            raise DataError(f"{type(self).__name__}.train has nothing to train on: {self.train}")
+        return {name: items for name, items in found.items() if items}
+
+    def prepare(self, progress: Callable[..., Any] | None = None) -> "PreparedExamples":
+        """Reads and tokenises what the sources hold. Raises `DataError` for bad or missing data."""
+        counts: Counts = Counter()
+        prepared = self.make(self.items(counts), counts)
+        prepared.record.update(counts)
+        if progress is not None:
+            progress(prepared.describe())
+        return prepared
+
+    def make(self, items: dict[str, list[Any]], counts: Counts) -> "PreparedExamples":
+        """The examples of what was read."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedExamples:
+    """Examples, ready to be batched.
+
+    Attributes:
+      config: what they were made from.
+      tokenizer: that of their text.
+      examples: of each split.
+      record: counts of what was changed or left out.
+    """
+
+    config: ExampleData
+    tokenizer: Tokenizer
+    examples: dict[str, list[Example]]
+    record: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def vocab_size(self) -> int:
+        """See `Prepared.vocab_size`."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def num_outputs(self) -> int:
+        """See `Prepared.num_outputs`: the tokens, where a subclass does not say otherwise."""
+        return self.vocab_size
+
+    def require(self, split: str) -> list[Example]:
+        """The examples of a split. Raises `DataError`, naming those that exist, where there is none."""
+        if split not in self.examples:
+            raise DataError(f"there is no split {split!r}{nearest(split, list(self.examples))}")
+        return self.examples[split]
+
+    def describe(self) -> str:
+        """A line of the vocabulary, one per split, and one for each thing that was changed."""
+        lines = [self.outputs()]
+        for name, examples in self.examples.items():
+            sizes = [f"{sum(e.length(prefix) for e in examples):,} {prefix}tokens" for prefix in self.config.capacity()]
+            lines.append(f"{name}: {len(examples):,} examples, {', '.join(sizes)}")
+        return "\n".join(lines + [f"{what}: {number:,}" for what, number in self.record.items() if number])
+
+    def outputs(self) -> str:
+        """What there is to predict, in words."""
+        return f"vocabulary of {self.tokenizer.vocab_size:,}"
+
+    def train_loader(self, rows: slice = slice(None)) -> ExampleLoader:
+        """Training batches, of which this process takes the given `rows`."""
+        packed = Rows(self.require("train"), self.config.capacity())
+        return ExampleLoader(packed, batch_size=self.config.batch_size, seed=self.config.seed, local=rows)
+
+    def eval_batches(
+        self, split: str, batch_size: int | None = None, length: int | None = None, rows: slice = slice(None)
+    ) -> ExampleBatches:
+        """The whole split once; sizes default to those of training."""
+        packed = Rows(self.require(split), self.config.capacity() | ({"": length} if length else {}))
+        return ExampleBatches(packed, batch_size=batch_size or self.config.batch_size, local=rows)
+
+    def num_bytes(self, split: str) -> int:
+        """UTF-8 bytes of the targets, of which bits per byte are counted; 0 where the targets are no text."""
+        return 0
+
+
+def numbered(labels: Iterable[str]) -> tuple[str, ...]:
+    """The different labels in order: short ones first, so that numbers stand in theirs."""
+    return tuple(sorted(set(labels), key=lambda label: (len(label), label)))

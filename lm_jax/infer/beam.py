@@ -1,0 +1,157 @@
+"""Beam search: the likeliest continuation that a bounded search finds, in one compiled program."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.local import local_view
+from lm_jax.core.param import Params, param_specs
+from lm_jax.core.types import Array, Batch
+from lm_jax.infer.generate import check_request, pad_left
+from lm_jax.models.decoder import DecodeState
+
+
+class _Search(NamedTuple):
+    """K hypotheses of each row are alive, K have ended. Scores are sums of log-probabilities; of ended ones, penalised."""
+
+    step: Array  # int32 []
+    logits_BKV: Array  # of the token after each that is alive
+    state: DecodeState  # of B x K rows
+    alive_BK: Array  # float32
+    tokens_BKM: Array
+    ended_BK: Array  # float32
+    results_BKM: Array  # -1 after the end
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "beam", "max_tokens", "eos", "num_tokens", "context"))
+def _beam_search(
+    params: Params,
+    prompts_BP: Array,
+    weights_BP: Array,
+    penalty: Array,
+    inputs: Batch,
+    *,
+    graph: nnx.GraphDef,
+    beam: int,
+    max_tokens: int,
+    eos: int,
+    num_tokens: int | None,
+    context: int | None,
+) -> tuple[Array, Array]:
+    K, M = beam, max_tokens
+
+    def local(params: Params, prompts_BP: Array, weights_BP: Array, penalty: Array, inputs: Batch) -> tuple[Array, Array]:
+        model = nnx.merge(graph, params)
+        B, P = prompts_BP.shape
+        normed = lambda score, length: score / length**penalty  # noqa: E731
+
+        def decode(tokens_BT: Array, state: DecodeState, *weights: Array) -> tuple[Array, DecodeState]:
+            logits, state = model.decode(tokens_BT, state, *weights)
+            return logits[:, -1], state
+
+        def body(search: _Search) -> _Search:
+            i, V = search.step, search.logits_BKV.shape[-1]
+            logits = search.logits_BKV
+            if num_tokens is not None:
+                logits = jnp.where(jnp.arange(V) < num_tokens, logits, -jnp.inf)
+            scores_BKV = search.alive_BK[:, :, None] + jax.nn.log_softmax(logits)
+            # Those that end here compete with those that have ended; all others for staying alive.
+            ended, results = _best(
+                jnp.concatenate([search.ended_BK, normed(scores_BKV[:, :, eos], i + 1.0)], axis=1),
+                jnp.concatenate([search.results_BKM, search.tokens_BKM], axis=1),
+                K,
+            )
+            going = jnp.where(jnp.arange(V) == eos, -jnp.inf, scores_BKV).reshape(B, K * V)
+            alive_BK, best_BK = jax.lax.top_k(going, K)
+            from_BK, new_BK = best_BK // V, (best_BK % V).astype(jnp.int32)
+            tokens = jnp.take_along_axis(search.tokens_BKM, from_BK[:, :, None], axis=1).at[:, :, i].set(new_BK)
+            state = model.take_rows(search.state, (jnp.arange(B)[:, None] * K + from_BK).reshape(-1))
+            logits, state = decode(new_BK.reshape(-1, 1), state)
+            return _Search(i + 1, logits.reshape(B, K, V), state, alive_BK, tokens, ended, results)
+
+        def goes_on(search: _Search) -> Array:
+            # A score can only fall; where the penalty makes long texts better, by no more than their full length does.
+            hope_B = normed(search.alive_BK[:, 0], jnp.where(penalty > 0, float(M), search.step + 1.0))
+            return (search.step < M) & jnp.any(hope_B > search.ended_BK[:, -1])
+
+        more = {"inputs": inputs} if inputs else {}
+        logits, state = decode(prompts_BP, model.init_cache(B, P + M, context, **more), weights_BP)
+        none = jnp.full((B, K, M), -1, jnp.int32)
+        search = _Search(
+            jnp.int32(0),
+            jnp.repeat(logits[:, None], K, axis=1),
+            model.take_rows(state, jnp.repeat(jnp.arange(B), K)),
+            jnp.broadcast_to(jnp.where(jnp.arange(K) == 0, 0.0, -jnp.inf), (B, K)),  # at first all are the same
+            none,
+            jnp.full((B, K), -jnp.inf),
+            none,
+        )
+        search = jax.lax.while_loop(goes_on, body, search)
+        # A row of which nothing has ended gives what is alive.
+        alive = jnp.where(jnp.isneginf(search.ended_BK[:, :1]), normed(search.alive_BK, float(M)), -jnp.inf)
+        return _best(
+            jnp.concatenate([search.ended_BK, alive], axis=1), jnp.concatenate([search.results_BKM, search.tokens_BKM], axis=1), K
+        )
+
+    whole = PartitionSpec()
+    on_mesh = local_view(local, (param_specs(graph, params), whole, whole, whole, whole), whole, check=False)
+    return on_mesh(params, prompts_BP, weights_BP, penalty, inputs)
+
+
+def _best(scores_BN: Array, tokens_BNM: Array, number: int) -> tuple[Array, Array]:
+    scores, at = jax.lax.top_k(scores_BN, number)
+    return scores, jnp.take_along_axis(tokens_BNM, at[:, :, None], axis=1)
+
+
+def beam_search(
+    graph: nnx.GraphDef,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    beam: int,
+    max_tokens: int,
+    eos: int,
+    length_penalty: float = 1.0,
+    context: int | None = None,
+    num_tokens: int | None = None,
+    inputs: Batch | None = None,
+) -> list[list[tuple[float, list[int]]]]:
+    """Continues every prompt until `eos`, by at most `max_tokens` tokens, `eos` included.
+
+    Of each prompt `beam` hypotheses are extended at once. One that ends is worth its log-probability (nats, of `eos` too) divided
+    by its length to the power of `length_penalty` (0: not at all; 1: a mean). A row ends when no hypothesis alive can be worth
+    more than the worst of `beam` that have ended.
+
+    Other arguments as in `generate`.
+
+    Returns:
+      For each prompt `beam` pairs (worth, new tokens without `eos`), the best first. Where none has ended they are cut off.
+
+    Raises:
+      ConfigError: as `generate`, or for a beam below 1 or above the vocabulary.
+    """
+    check_request(graph, params, prompts, max_tokens, inputs)
+    vocab_size = nnx.merge(graph, params).config.vocab_size
+    if not 1 <= beam <= (num_tokens or vocab_size) or length_penalty < 0:
+        raise ConfigError(f"beam={beam} must be from 1 to {num_tokens or vocab_size}, length_penalty={length_penalty} at least 0")
+    scores, tokens = _beam_search(
+        params,
+        *pad_left(prompts),
+        np.float32(length_penalty),
+        inputs or {},
+        graph=graph,
+        beam=beam,
+        max_tokens=max_tokens,
+        eos=eos,
+        num_tokens=num_tokens,
+        context=context,
+    )
+    results = zip(np.asarray(scores), np.asarray(tokens), strict=True)
+    return [[(float(s), t[t >= 0].tolist()) for s, t in zip(*row, strict=True)] for row in results]

@@ -1,0 +1,26 @@
+"""What every objective says of itself."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar
+
+from lm_jax.core.config import Config
+from lm_jax.core.types import Mean
+
+Objective = Callable[..., dict[str, Mean]]  # (model, batch, *, key) -> named terms, of which "loss" is minimised
+
+
+@dataclasses.dataclass(kw_only=True)
+class ObjectiveConfig(Config):
+    """Base of all objectives. `targets` are those that it compares with, in the words of `core.types.Batch`.
+
+    `chunks` > 1 computes logits and loss in that many chunks of each row, where the objective can.
+    """
+
+    targets: ClassVar[frozenset[str]]
+
+    chunks: int = 1
+
+    def build(self) -> Objective:
+        """The objective."""
+        raise NotImplementedError
