@@ -106,8 +106,8 @@ def check_mesh(experiment: Experiment, mesh: Mesh | AbstractMesh) -> None:
             pipeline_schedule(experiment, mesh, num_rows)
         except ConfigError as error:
             raise ConfigError(f"{name}={num_rows}: {error}") from error
-    rows = [("data.length", data.length, experiment.objective.chunks)]
-    rows += [(f"length of eval {e.name!r}", e.length or data.length, e.chunks) for e in experiment.evals]
+    rows = [("data.length", data.row_length(), experiment.objective.chunks)]
+    rows += [(f"length of eval {e.name!r}", data.row_length(e.length), e.chunks) for e in experiment.evals]
     sequence, residual = layout.ways("sequence", mesh), layout.ways("residual", mesh)
     for name, length, chunks in rows:
         pieces = (sequence if sequence == 1 else 2 * sequence) * residual * chunks
@@ -141,7 +141,7 @@ def attention_backends(experiment: Experiment, mesh: Mesh | AbstractMesh) -> lis
         for number, block in enumerate((*stack.prelude, *stack.pattern)):
             if not isinstance(block.mixer, AttentionConfig | LatentAttentionConfig):
                 continue
-            spec = block.mixer.spec(width, segments=experiment.data.masks_documents())
+            spec = block.mixer.spec(width, segments=experiment.data.masks_documents(), prefix="prefix" in experiment.data.inputs)
             length, sizes = experiment.data.length, block.mixer.sizes(width)
             # What an encoder reads is whole on every device.
             ways = split_ways if path == "stack" else 1

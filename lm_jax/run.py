@@ -66,7 +66,8 @@ def prepare(experiment: Experiment) -> Prepared:
     vocab_size, num_outputs = experiment.model.vocab_size, experiment.model.num_outputs
     if vocab_size < data.vocab_size:
         raise ConfigError(
-            f"model.vocab_size={vocab_size} is smaller than the tokenizer's {data.vocab_size}; "
+            f"model.vocab_size={vocab_size} is smaller than the {data.vocab_size} of the data ({tokenizer.vocab_size} are the "
+            "tokenizer's); "
             f"set --config.model.vocab_size={data.vocab_size} or more"
         )
     if num_outputs is not None and num_outputs < data.num_outputs:
@@ -159,6 +160,7 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             _check_same_data(saved, record, workdir)
             progress = saved["progress"]
             log.event(step, "resume", f"continues from step {step}")
+        row_length = experiment.data.row_length()
         place = functools.partial(shard_batch, mesh=mesh, layout=experiment.layout, num_rows=experiment.data.batch_size)
         trainer = Trainer(
             config=experiment.train,
@@ -171,10 +173,8 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             log=log,
             record=record,
             num_outputs=experiment.model.num_outputs,
-            tokens_per_batch=experiment.data.batch_size * experiment.data.length,
-            flops_per_token=tuple(
-                experiment.model.flops_per_token(experiment.data.length, causal=causal) for causal in (False, True)
-            ),
+            tokens_per_batch=experiment.data.batch_size * row_length,
+            flops_per_token=tuple(experiment.model.flops_per_token(row_length, causal=causal) for causal in (False, True)),
             peak_flops=_total_peak(mesh),
         )
         return trainer.run(state, dropout_key, progress)
