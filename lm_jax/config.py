@@ -54,7 +54,11 @@ class SamplesConfig(Config):
 
 @dataclasses.dataclass(kw_only=True)
 class Experiment(Config):
-    """Everything that defines a run. It is written to the run's directory and rebuilds the run."""
+    """Everything that defines a run. It is written to the run's directory and rebuilds the run.
+
+    With `start_from`, the directory of another run, the first parameters are those of its newest good checkpoint, as far as they
+    have the same path and shape (see `transfer`).
+    """
 
     data: DataConfig
     model: ModelConfig
@@ -67,6 +71,7 @@ class Experiment(Config):
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     evals: tuple[EvalConfig, ...] = dataclasses.field(default_factory=lambda: (PerplexityConfig(),))
     samples: SamplesConfig | None = dataclasses.field(default_factory=SamplesConfig)
+    start_from: str | None = None
 
     def validate(self) -> None:
         """Raises `ConfigError` where components do not fit each other."""

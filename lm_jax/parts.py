@@ -48,10 +48,17 @@ def _abstract_key() -> jax.ShapeDtypeStruct:
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
-def initial_state(experiment: Experiment, parts: Parts, key: jax.Array) -> TrainState:
-    """The state before the first step, drawn from `key`. Traceable; the same values on every mesh."""
-    params = split(experiment.model.build(key))[1]
+def initial_state(experiment: Experiment, parts: Parts, key: jax.Array, given: Params | None = None) -> TrainState:
+    """The state before the first step: parameters as `given` (a part of their tree), else drawn from `key`. Traceable; the same
+    values on every mesh."""
+    params = replaced(split(experiment.model.build(key))[1], given or {})
     return init_state(params, parts.optimizer, experiment.step)
+
+
+def replaced(tree: Params, given: Params) -> Params:
+    """The nested dict `tree` with the leaves of `given` in place of its own."""
+    swap = lambda old, new: replaced(old, new) if isinstance(old, dict) else new  # noqa: E731
+    return {name: swap(value, given[name]) if name in given else value for name, value in tree.items()}
 
 
 def abstract_state(experiment: Experiment, parts: Parts, mesh: Mesh | AbstractMesh) -> TrainState:
