@@ -92,7 +92,7 @@ def pretrain(smoke: bool) -> Experiment:
             weight_decay=0.0,
             schedule=Schedule(shape="linear", warmup_steps=0 if smoke else 50, decay_fraction=0.6, final_ratio=0.0),
         ),
-        train=TrainConfig(num_steps=2 if smoke else 3000),
+        train=TrainConfig(num_steps=2 if smoke else 2000),
         checkpoint=CheckpointConfig(every=0 if smoke else 500),
         evals=() if smoke else (PerplexityConfig(batch_size=32, scored=share),),
         samples=None,
