@@ -5,7 +5,7 @@ Tensor names carry their axes: `x_BTD`, `q_BTNH`. Einsum strings use the same le
     B batch           T query positions    S memory positions   D model width
     N query heads     K key-value heads    H head size          G query heads per key-value head
     F feed-forward    V vocabulary         E experts            C capacity
-    L layers          P patches            M mel bins
+    L layers          P patches            M mel bins            A size of a hidden vector of scores
 """
 
 from typing import Any, NamedTuple

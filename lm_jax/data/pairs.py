@@ -15,6 +15,8 @@ from lm_jax.data.sources import Counts, Document, Source
 from lm_jax.data.supervised import ExampleData, PreparedExamples
 from lm_jax.data.tokenizers import Tokenizer
 
+_SHAPES = 16  # lengths that programs are compiled for are multiples of it
+
 
 class Pair(NamedTuple):
     """A text, what to make of it, and where the first came from."""
@@ -94,7 +96,7 @@ class PairedText(ExampleData):
     def prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[int]], Batch]:
         """See `DataConfig.prompts`: targets begin with the end-of-document token, an encoder reads the texts."""
         sources = [self._source(ids, tokenizer) for ids in tokenizer.encode_batch(texts)]
-        longest = max(map(len, sources))
+        longest = min(-(-max(map(len, sources)) // _SHAPES) * _SHAPES, self.memory_length)
         pad = lambda rows: np.stack([np.pad(row, (0, longest - len(row))) for row in rows])  # noqa: E731
         batch = {"memory_tokens": pad(sources), "memory_segments": pad([np.ones_like(source) for source in sources])}
         return [[tokenizer.eos] for _ in texts], batch
@@ -141,12 +143,12 @@ class PreparedPairs(PreparedExamples):
         """See `PreparedExamples.num_bytes`."""
         return sum(len(pair.target.encode()) for pair in self.pairs[split])
 
-    def references(self, split: str) -> list[str]:
-        """The texts that the examples of a split should be answered with, in their order."""
+    def references(self, split: str) -> list[list[str]]:
+        """The texts that each example of a split may be answered with, in order."""
         self.require(split)
-        return [pair.target for pair in self.pairs[split]]
+        return [[pair.target] for pair in self.pairs[split]]
 
-    def prompts(self, split: str) -> list[str]:
+    def sources(self, split: str) -> list[str]:
         """What they are answers to."""
         self.require(split)
         return [pair.source for pair in self.pairs[split]]

@@ -64,7 +64,7 @@ def _beam_search(
             scores_BKV = search.alive_BK[:, :, None] + jax.nn.log_softmax(logits)
             # Those that end here compete with those that have ended; all others for staying alive.
             ended, results = _best(
-                jnp.concatenate([search.ended_BK, normed(scores_BKV[:, :, eos], i + 1.0)], axis=1),
+                jnp.concatenate([search.ended_BK, normed(scores_BKV[:, :, eos], (i + 1).astype(jnp.float32))], axis=1),
                 jnp.concatenate([search.results_BKM, search.tokens_BKM], axis=1),
                 K,
             )
@@ -78,7 +78,7 @@ def _beam_search(
 
         def goes_on(search: _Search) -> Array:
             # A score can only fall; where the penalty makes long texts better, by no more than their full length does.
-            hope_B = normed(search.alive_BK[:, 0], jnp.where(penalty > 0, float(M), search.step + 1.0))
+            hope_B = normed(search.alive_BK[:, 0], jnp.where(penalty > 0, float(M), (search.step + 1).astype(jnp.float32)))
             return (search.step < M) & jnp.any(hope_B > search.ended_BK[:, -1])
 
         more = {"inputs": inputs} if inputs else {}
@@ -132,15 +132,14 @@ def beam_search(
     Other arguments as in `generate`.
 
     Returns:
-      For each prompt `beam` pairs (worth, new tokens without `eos`), the best first. Where none has ended they are cut off.
+      For each prompt up to `beam` pairs (worth, new tokens without `eos`), the best first. Where none has ended they are cut off.
 
     Raises:
-      ConfigError: as `generate`, or for a beam below 1 or above the vocabulary.
+      ConfigError: as `generate`, or for a beam below 1 or a negative penalty.
     """
     check_request(graph, params, prompts, max_tokens, inputs)
-    vocab_size = nnx.merge(graph, params).config.vocab_size
-    if not 1 <= beam <= (num_tokens or vocab_size) or length_penalty < 0:
-        raise ConfigError(f"beam={beam} must be from 1 to {num_tokens or vocab_size}, length_penalty={length_penalty} at least 0")
+    if beam < 1 or length_penalty < 0:
+        raise ConfigError(f"beam={beam} must be at least 1, length_penalty={length_penalty} not negative")
     scores, tokens = _beam_search(
         params,
         *pad_left(prompts),
@@ -154,4 +153,4 @@ def beam_search(
         context=context,
     )
     results = zip(np.asarray(scores), np.asarray(tokens), strict=True)
-    return [[(float(s), t[t >= 0].tolist()) for s, t in zip(*row, strict=True)] for row in results]
+    return [[(float(s), t[t >= 0].tolist()) for s, t in zip(*row, strict=True) if np.isfinite(s)] for row in results]
