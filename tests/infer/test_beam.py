@@ -14,7 +14,7 @@ from lm_jax.infer.beam import beam_search
 from lm_jax.infer.generate import generate
 from lm_jax.infer.sampling import SamplingConfig
 from lm_jax.models.encoder_decoder import EncoderDecoderConfig
-from tests.models_for_tests import llama
+from tests.models_for_tests import llama, logits
 
 EOS, LENGTH = 0, 3
 PROMPTS = [[5, 1], [3]]
@@ -26,21 +26,18 @@ def small():
     return llama(vocab_size=5).build(jax.random.key(3))
 
 
-def log_probs(model, tokens):
-    """float64 [T, V]: of the token after each."""
-    logits = np.asarray(model.logits(model({"tokens": np.array([tokens], np.int32)}).hidden), np.float64)[0]
-    return logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
-
-
 def all_endings(model, prompt, penalty):
     """(worth, tokens) of every continuation of at most LENGTH tokens that ends with EOS, the best first."""
+    bodies = [body for size in range(LENGTH) for body in itertools.product(range(1, 5), repeat=size)]
+    tokens = np.zeros((len(bodies), 2 + LENGTH), np.int32)  # causal: what pads a row at its end is unseen
+    for row, body in zip(tokens, bodies, strict=True):
+        row[: len(prompt) + len(body)] = [*prompt, *body]
+    scores = logits(model, tokens).astype(np.float64)
+    table = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
     found = []
-    for size in range(LENGTH):
-        for body in itertools.product(range(1, 5), repeat=size):
-            whole = [*prompt, *body, EOS]
-            table = log_probs(model, whole[:-1])
-            score = sum(table[len(prompt) - 1 + i, token] for i, token in enumerate((*body, EOS)))
-            found.append((score / (size + 1) ** penalty, list(body)))
+    for row, body in zip(table, bodies, strict=True):
+        score = sum(row[len(prompt) - 1 + i, token] for i, token in enumerate((*body, EOS)))
+        found.append((score / (len(body) + 1) ** penalty, list(body)))
     return sorted(found, reverse=True)
 
 
