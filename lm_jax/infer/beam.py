@@ -139,7 +139,7 @@ def beam_search(
         raise ConfigError(f"beam={beam} must be at least 1, length_penalty={length_penalty} not negative")
     scores, tokens = _beam_search(
         params,
-        *pad_left(prompts),
+        *pad_left(prompts, multiple=16),
         np.float32(length_penalty),
         inputs or {},
         graph=graph,

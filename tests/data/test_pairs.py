@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lm_jax.core.errors import DataError
-from lm_jax.data.pairs import PairedText, Pairs
+from lm_jax.data.pairs import PairedText, Pairs, PromptedText
 from lm_jax.data.sources import Table, TextFiles
 from lm_jax.data.tokenizers import Bytes
 
@@ -81,3 +81,29 @@ def test_batches_are_a_function_of_the_step(tmp_path):
     for step in (3, 0):
         for name, value in one(step).items():
             np.testing.assert_array_equal(value, other(step)[name])
+
+
+def test_a_prompt_has_no_weight_and_its_answer_all(tmp_path):
+    config = PromptedText(train=pairs(tmp_path), tokenizer=Bytes(), length=16, batch_size=1, before="Q:", between="A:")
+    data = config.prepare()
+    first = data.require("train")[0].arrays
+    document = [EOS, *b"Q:abA:X", EOS]
+    assert first["tokens"].tolist() == document[:-1] and first["targets"].tolist() == document[1:]
+    assert bytes(first["targets"][first["weights"] > 0].tolist()[:-1]) == b"X" and first["targets"][-1] == EOS
+    assert config.prompts(data.tokenizer, ["ab"]) == ([[EOS, *b"Q:abA:"]], {})
+
+
+def test_a_long_prompt_leaves_half_a_row(tmp_path):
+    config = PromptedText(train=pairs(tmp_path, "a" * 50 + "\nb", "X" * 50 + "\nY"), tokenizer=Bytes(), length=16, batch_size=1)
+    data = config.prepare()
+    long = data.require("train")[0].arrays
+    assert long["tokens"].tolist() == [EOS, *b"aaaaaa\n", *b"XXXXXXXX"] and long["weights"].sum() == 9
+    assert long["tokens"].tolist()[:8] == config.prompts(data.tokenizer, ["a" * 50])[0][0]
+    assert data.record["sources cut to half a row"] == 1 and data.record["targets cut to a row"] == 1
+
+
+@pytest.mark.parametrize("kind", [PairedText, PromptedText])
+def test_shapes_are_those_of_batches(tmp_path, kind):
+    config = kind(train=pairs(tmp_path), tokenizer=Bytes(), length=16, batch_size=1)
+    batch = config.prepare().train_loader()(0)
+    assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {n: (x.shape, x.dtype) for n, x in config.shapes().items()}
