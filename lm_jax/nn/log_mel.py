@@ -134,7 +134,7 @@ def _normalised(x_BTM: Array, heard_BT1: Array, how: str) -> Array:
         top_B11 = jnp.max(jnp.where(heard_BT1, x_BTM, -jnp.inf), axis=(1, 2), keepdims=True)
         return (jnp.maximum(x_BTM, top_B11 - 8.0) + 4.0) / 4.0
     if how == "bins":
-        count_B11 = jnp.maximum(jnp.sum(heard_BT1, axis=1, keepdims=True), 1)
+        count_B11 = jnp.maximum(jnp.sum(heard_BT1, axis=1, keepdims=True, dtype=jnp.float32), 1.0)
         mean_B1M = jnp.sum(jnp.where(heard_BT1, x_BTM, 0.0), axis=1, keepdims=True) / count_B11
         centred = x_BTM - mean_B1M
         variance = jnp.sum(jnp.where(heard_BT1, jnp.square(centred), 0.0), axis=1, keepdims=True) / count_B11

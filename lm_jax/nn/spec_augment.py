@@ -40,12 +40,13 @@ def spec_augment(x_BTM: Array, frames_B: Array, config: SpecAugmentConfig, key: 
 
     The masks of a row follow from `key` and the row's number in the batch, on any mesh.
     """
+    x_BTM, frames_B = jnp.asarray(x_BTM), jnp.asarray(frames_B)
     B, T, M = x_BTM.shape
     rows_B = index("batch") * B + jnp.arange(B)
 
     def masks(row: Array, frames: Array) -> tuple[Array, Array]:
         frequency, time = jax.random.split(jax.random.fold_in(key, row))
-        most = jnp.minimum(config.time_width, (config.time_share * frames).astype(jnp.int32))
+        most = jnp.minimum(config.time_width, (config.time_share * frames.astype(jnp.float32)).astype(jnp.int32))
         bands = _masks(frequency, config.frequency_masks, jnp.int32(config.frequency_width), jnp.int32(M), M)
         return _masks(time, config.time_masks, most, frames, T), bands
 
