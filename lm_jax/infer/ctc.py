@@ -50,6 +50,6 @@ def prefix_beam_search(log_probs_SV: np.ndarray, *, beam: int, blank: int) -> li
                     longer = new[*prefix, token]
                     # The token before, repeated, is another one only after a blank.
                     longer[1] = np.logaddexp(longer[1], (of_blank if prefix and token == prefix[-1] else either) + score)
-        best = sorted(new.items(), key=lambda item: -np.logaddexp(*item[1]))[:beam]
-        kept = {prefix: (a, b) for prefix, (a, b) in best}
+        possible = [(prefix, (a, b)) for prefix, (a, b) in new.items() if max(a, b) > -np.inf]
+        kept = dict(sorted(possible, key=lambda item: -np.logaddexp(*item[1]))[:beam])
     return [(float(np.logaddexp(*ends)), list(prefix)) for prefix, ends in kept.items()]

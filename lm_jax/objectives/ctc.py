@@ -8,7 +8,7 @@ import optax
 
 from lm_jax.core.config import check_positive
 from lm_jax.core.errors import ConfigError
-from lm_jax.core.local import all_gather, all_sum, unchecked, ways, whole_row
+from lm_jax.core.local import all_gather, all_sum, mesh_axes, unchecked, vary, ways, whole_row
 from lm_jax.core.types import Array, Batch, Mean
 from lm_jax.models.speech_encoder import SpeechEncoder
 from lm_jax.objectives.base import ObjectiveConfig
@@ -49,8 +49,9 @@ class CTC:
 
         def total(x_B: Array) -> Array:
             # Devices that split the vocabulary or the tokens of a row have all of the row here, and so the same numbers.
-            same = ways("vocab") * ways("sequence")
-            return all_sum(jnp.sum(x_B.astype(jnp.float32)) / same, "batch", "vocab", "sequence")
+            over = ("batch", "vocab", "sequence")
+            own = jnp.sum(x_B.astype(jnp.float32)) / (ways("vocab") * ways("sequence"))
+            return all_sum(vary(own, frozenset(mesh_axes(*over))), *over)
 
         num_labels = total(jnp.sum(present_BL & possible_B[:, None], axis=1))
         loss = Mean(total(nats_B) + output.loss * num_labels, num_labels)
@@ -69,11 +70,11 @@ def ctc_loss(logits_BSV: Array, heard_BS: Array, labels_BL: Array, present_BL: A
     needed_B = jnp.sum(present_BL, axis=1)
     needed_B = needed_B + jnp.sum(present_BL[:, 1:] & (labels_BL[:, 1:] == labels_BL[:, :-1]), axis=1)
     possible_B = needed_B <= jnp.sum(heard_BS > 0, axis=1)
-    silent = lambda x: 1.0 - (x > 0).astype(jnp.float32)  # noqa: E731
+    absent = lambda x: 1.0 - x.astype(bool).astype(jnp.float32)  # noqa: E731
 
     def nats(logits: Array, constant: tuple[Array, Array, Array]) -> Array:
         heard, labels, present = constant
-        return optax.ctc_loss(logits, silent(heard), labels, silent(present), blank_id=blank)
+        return optax.ctc_loss(logits, absent(heard), labels, absent(present), blank_id=blank)
 
     nats_B = unchecked(nats, logits_BSV, constant=(heard_BS, labels_BL, present_BL))
     return jnp.where(possible_B & jnp.any(present_BL, axis=1), nats_B, 0.0), possible_B
