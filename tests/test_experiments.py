@@ -50,6 +50,10 @@ def abstract_step(experiment: Experiment, num_devices: int):
         }
         if experiment.data.masks_documents():
             batch |= {name: batch["tokens"] for name in ("segments", "positions")}
+        if "waves" in experiment.model.inputs:
+            rows, whole = NamedSharding(mesh, spec("batch")), NamedSharding(mesh, spec("batch", None))
+            batch["waves"] = jax.ShapeDtypeStruct((shape[0], experiment.data.samples[-1]), jnp.float32, sharding=whole)
+            batch["samples"] = jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows)
 
         def step(state, batch, key):
             objective = experiment.objective.build()
