@@ -137,14 +137,18 @@ class Audio(nnx.Module):
         if key is not None and self.config.augment is not None:
             frames = jnp.full(len(mels_BTM), mels_BTM.shape[1], jnp.int32) if frames_B is None else frames_B
             mels_BTM = spec_augment(mels_BTM, frames, self.config.augment, key)
-        return self(mels_BTM, dtype, frames_B), segments_BS
+        return self(mels_BTM, dtype), segments_BS
 
     def spectrogram(self, batch: Batch) -> tuple[Array, Array | None, Array | None]:
         """What the convolutions read, float [B, 2 S, mels]; int32 [B], how many of the frames are no padding; and, as `hear`, where
         there is padding. The last two are None where the batch does not say."""
         if self.config.log_mel is None:
-            mels_BTM, segments_BS = batch["mels"], batch.get("memory_segments")
-            return mels_BTM, None if segments_BS is None else 2 * jnp.sum(segments_BS > 0, axis=1), segments_BS
+            mels_BTM, segments_BS = jnp.asarray(batch["mels"]), batch.get("memory_segments")
+            if segments_BS is None:
+                return mels_BTM, None, None
+            frames_B = 2 * jnp.sum(segments_BS > 0, axis=1)
+            heard_BT = jnp.arange(mels_BTM.shape[1])[None, :] < frames_B[:, None]
+            return jnp.where(heard_BT[:, :, None], mels_BTM, 0), frames_B, segments_BS
         waves_BN, step = jnp.asarray(batch["waves"]), 2 * self.config.log_mel.hop
         waves_BN = jnp.pad(waves_BN, ((0, 0), (0, -waves_BN.shape[1] % step)))
         samples_B = jnp.asarray(batch["samples"])
@@ -152,25 +156,18 @@ class Audio(nnx.Module):
         heard_BS = 2 * jnp.arange(waves_BN.shape[1] // step)[None, :] < frames_B[:, None]
         return log_mel(waves_BN, self.config.log_mel, samples_B), frames_B, heard_BS.astype(jnp.int32)
 
-    def __call__(self, mels_BTM: Array, dtype: jnp.dtype, frames_B: Array | None = None) -> Array:
-        """[B, T / 2, D] in `dtype` of spectrograms [B, T, mels], of which `frames_B` frames are no padding (None: all)."""
+    def __call__(self, mels_BTM: Array, dtype: jnp.dtype) -> Array:
+        """[B, T / 2, D] in `dtype` of spectrograms [B, T, mels]."""
         limit = 2 * self.config.length
         if mels_BTM.shape[2] != self.config.mels or mels_BTM.shape[1] > limit or mels_BTM.shape[1] % 2:
             expected = f"an even number of frames up to {limit} of {self.config.mels} bins"
             raise ConfigError(f"spectrograms are {mels_BTM.shape[1:]} (frames, bins), but the model reads {expected}")
         act = ACTIVATIONS[self.config.activation]
-        x_BTD = act(_convolve(_only(mels_BTM.astype(dtype), frames_B), self.first, self.first_bias, stride=1))
-        x_BTD = act(_convolve(_only(x_BTD, frames_B), self.second, self.second_bias, stride=2))
+        x_BTD = act(_convolve(mels_BTM.astype(dtype), self.first, self.first_bias, stride=1))
+        x_BTD = act(_convolve(x_BTD, self.second, self.second_bias, stride=2))
         if self.positions is None:
             return x_BTD
         return x_BTD + weight(self.positions, x_BTD)[None, : x_BTD.shape[1], :]
-
-
-def _only(x_BTC: Array, frames_B: Array | None) -> Array:
-    """0 from frame `frames_B` on."""
-    if frames_B is None:
-        return x_BTC
-    return jnp.where((jnp.arange(x_BTC.shape[1])[None, :] < frames_B[:, None])[:, :, None], x_BTC, 0)
 
 
 def _convolve(x_BTC: Array, matrix: nnx.Param, bias: nnx.Param, stride: int) -> Array:
