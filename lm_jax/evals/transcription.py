@@ -84,7 +84,8 @@ class TranscriptionConfig(EvalConfig):
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
     ) -> Iterator[tuple[list[int], list[str]]]:
         """Every device writes all rows of a batch."""
-        eos, most = data.tokenizer.eos, self.length or data.config.length
+        eos, most, limit = data.tokenizer.eos, self.length or data.config.length, nnx.merge(graph, params).config.max_length()
+        most = most if limit is None else min(most, limit - 1)
         search = {"max_tokens": most, "num_tokens": data.tokenizer.vocab_size}
         for numbers, batch in data.numbered_batches(self.split, self.batch_size, self.length):
             inputs, starts = {name: batch[name] for name in ("waves", "samples")}, [[eos]] * len(numbers)

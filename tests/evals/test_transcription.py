@@ -1,5 +1,6 @@
 """Error rates against jiwer, and evaluations of both kinds of models, on a mesh and on one device."""
 
+import base64
 import collections
 import dataclasses
 import random
@@ -101,8 +102,6 @@ def test_a_split_is_scored_once_on_any_mesh(data, kind, beam):
     assert scores["num_utterances"] == len(data.references("validation")) == 11
     assert [x.fields["reference"] for x in shown] == data.references("validation")[:2]
     assert shown[0].prompt == data.utterances["validation"][0].name
-    import base64
-
     picture = read(base64.b64decode(shown[0].fields["image"].split(",")[1]))
     assert picture.shape[0] == 12 and picture.min() == 0 and picture.max() == 255
     mesh, layout = MeshShape(dp=1, fsdp=2, cp=2, tp=2).build(), Layout()
