@@ -72,13 +72,14 @@ class TranscriptionConfig(EvalConfig):
             raise ConfigError(f"model.blank={blank} may stand in transcripts; take the end-of-document token, {data.tokenizer.eos}")
         decode = lambda ids: data.tokenizer.decode(np.array(ids, np.int32))  # noqa: E731
         for numbers, batch in data.numbered_batches(self.split, self.batch_size, self.length, rows):
-            best_BS, log_probs_BSV, heard_BS = jax.device_get(_scored(params, put(batch), graph=graph))
+            found = _scored(params, put(batch), graph=graph, num_tokens=data.tokenizer.vocab_size)
+            best_BS, log_probs_BSV, heard_BS = jax.device_get(found)
             if self.beam == 1:
                 yield numbers, [decode(row[row >= 0]) for row in best_BS]
                 continue
-            known = zip(log_probs_BSV[:, :, : data.tokenizer.vocab_size], heard_BS > 0, strict=True)
-            found = (prefix_beam_search(scores[here], beam=self.beam, blank=blank) for scores, here in known)
-            yield numbers, [decode(candidates[0][1]) for candidates in found]
+            known = zip(log_probs_BSV, heard_BS > 0, strict=True)
+            searched = (prefix_beam_search(scores[here], beam=self.beam, blank=blank) for scores, here in known)
+            yield numbers, [decode(candidates[0][1]) for candidates in searched]
 
     def _by_writing(
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
@@ -100,14 +101,15 @@ class TranscriptionConfig(EvalConfig):
             yield numbers, [data.tokenizer.decode(np.array(ids, np.int32)) for ids in best]
 
 
-@functools.partial(jax.jit, static_argnames="graph")
-def _scored(params: Params, batch: Batch, *, graph: nnx.GraphDef) -> tuple[Array, Array, Array]:
-    """Of all rows, on every device: the best path [B, S], log-probabilities [B, S, V], and where there is no padding [B, S]."""
+@functools.partial(jax.jit, static_argnames=("graph", "num_tokens"))
+def _scored(params: Params, batch: Batch, *, graph: nnx.GraphDef, num_tokens: int) -> tuple[Array, Array, Array]:
+    """Of all rows, on every device: the best path [B, S], log-probabilities of the first `num_tokens` tokens (others pad the
+    vocabulary beyond that of the tokenizer) [B, S, V], and where there is no padding [B, S]."""
 
     def local(params: Params, batch: Batch) -> tuple[Array, Array, Array]:
         model = nnx.merge(graph, params)
         output, heard_BS = model.hear(batch)
-        logits_BSV = all_gather(model.logits(output.hidden), "vocab", 2)
+        logits_BSV = all_gather(model.logits(output.hidden), "vocab", 2)[:, :, :num_tokens]
         found = best_path(logits_BSV, heard_BS, model.config.blank), jax.nn.log_softmax(logits_BSV), heard_BS
         return jax.tree.map(lambda x: all_gather(x, "batch", 0), found)
 
