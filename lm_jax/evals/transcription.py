@@ -59,10 +59,10 @@ class TranscriptionConfig(EvalConfig):
             heard |= {number: text for number, text in zip(numbers, texts, strict=True) if number >= 0}
         texts = [heard[number] for number in range(len(references))]
         yield from error_rates(references, texts)
-        for number in range(min(self.shown, len(references))):
-            utterance = data.utterances[self.split][number]
-            picture = spectrogram(graph, params, utterance.samples)
-            yield Shown(utterance.name, texts[number], {"reference": utterance.text, "image": png_url(picture)})
+        shown = data.utterances[self.split][: self.shown]
+        pictures = spectrograms(graph, params, [utterance.samples for utterance in shown])
+        for utterance, text, picture in zip(shown, texts, pictures, strict=False):
+            yield Shown(utterance.name, text, {"reference": utterance.text, "image": png_url(picture)})
 
     def _by_frames(
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
@@ -142,9 +142,17 @@ def edit_distance(a: Sequence[Any], b: Sequence[Any]) -> int:
     return int(row[-1])
 
 
-def spectrogram(graph: nnx.GraphDef, params: Params, samples: np.ndarray) -> np.ndarray:
-    """uint8 [M, T]: what the model's convolutions read of a waveform, low frequencies at the bottom, from its least to its most."""
-    source = nnx.merge(graph, params).source
-    mels_TM = np.asarray(source.spectrogram({"waves": samples[None], "samples": np.array([len(samples)], np.int32)})[0][0])
-    low, high = mels_TM.min(), mels_TM.max()
-    return np.uint8(255 * (mels_TM.T[::-1] - low) / max(high - low, 1e-9))
+def spectrograms(graph: nnx.GraphDef, params: Params, sounds: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yields, of each waveform, uint8 [M, T]: what the model's convolutions read, low frequencies at the bottom, from black (the
+    least) to white (the most)."""
+    if not sounds:
+        return
+    samples = np.array([len(sound) for sound in sounds], np.int32)
+    waves = np.zeros((len(sounds), samples.max()), np.float32)
+    for row, sound in enumerate(sounds):
+        waves[row, : len(sound)] = sound
+    read = nnx.merge(graph, params).source.spectrogram
+    mels_BTM, frames_B, _ = jax.device_get(jax.jit(read)({"waves": waves, "samples": samples}))
+    for mels_TM, frames in zip(mels_BTM, frames_B, strict=True):
+        picture = mels_TM[:frames].T[::-1]
+        yield np.uint8(255 * (picture - picture.min()) / max(np.ptp(picture), 1e-9))

@@ -80,7 +80,7 @@ def tones(folder, number, seed=0):
         write_wav(folder / f"{word}_{i}.wav", np.clip(x + 0.01 * rng.normal(size=len(x)), -1, 1))
     files = SpeechFiles(paths=(f"{folder}/*.wav",), transcripts=NameTranscripts(pattern="^([a-e]+)_"), rate=8000)
     split = NamedSplit(pattern=r"(\d)\.wav$", validation=("0",))
-    return SpeechData(train=files, split=split, tokenizer=Characters(), length=8, samples=(240, 480), batch_size=8)
+    return SpeechData(train=files, split=split, tokenizer=Characters(), length=8, samples=(480,), batch_size=8)
 
 
 @pytest.fixture(scope="module")
