@@ -53,7 +53,7 @@ def data() -> SpeechData:
 
 def source() -> AudioConfig:
     """40 bins every 10 ms, heard in pairs: a position is 20 ms."""
-    spectrogram = LogMelConfig(rate=RATE, window=200, hop=80, fft=256, mels=40, low=60.0, pad="zeros", normalise="bins")
+    spectrogram = LogMelConfig(rate=RATE, window=200, hop=80, fft=256, mels=40, low=60.0, pad="zeros")
     augment = SpecAugmentConfig(frequency_masks=2, frequency_width=6, time_masks=2, time_width=6, time_share=0.2)
     return AudioConfig(mels=40, length=115, positions=False, log_mel=spectrogram, augment=augment)
 
@@ -88,7 +88,7 @@ def get_config(arg: str = "ctc") -> Experiment:
             stack=StackConfig(pattern=(block(causal=True, cross=True),), repeats=1),
             init=init,
         )
-    validation = TranscriptionConfig(every=250, batch_size=32, shown=0)
+    validation = TranscriptionConfig(every=1000, batch_size=32, shown=0)
     return Experiment(
         data=data(),
         model=model,
@@ -99,7 +99,7 @@ def get_config(arg: str = "ctc") -> Experiment:
             schedule=Schedule(shape="linear", warmup_steps=0 if smoke else 100, final_ratio=0.0),
         ),
         step=StepConfig(ema_decay=0.99),
-        train=TrainConfig(num_steps=2 if smoke else 1500),
+        train=TrainConfig(num_steps=2 if smoke else 6000),
         checkpoint=CheckpointConfig(every=0),
         evals=() if smoke else (validation, TranscriptionConfig(name="test", split="test", batch_size=32)),
         samples=None,
