@@ -17,7 +17,8 @@ Array = jax.Array
 
 # What a model may read of it, its `inputs`: tokens memory_tokens images mels. Beside them segments positions (also memory_...)
 # prefix token_types, and targets weights. `targets` of data, models, objectives and evals say what the targets are, in words of
-# this list: "next words", "masked words", "classes".
+# this list: "next words", "masked words", "classes", "pairs" (which text of the batch belongs to which image), "captioned pairs"
+# (both that and the next words).
 Batch = dict[str, Any]
 
 
