@@ -49,19 +49,20 @@ def coca(**more):
     return CoCaConfig(**(fields | more))
 
 
-def image_batch(rows=8, length=16, seed=0):
-    """Images, and texts of unequal length between tokens 0, for both kinds of models."""
+def batch_for(config, rows=8, length=16, seed=0):
+    """Images and texts of unequal length: with token 0 at their end for two towers, between tokens 0 for others."""
     rng = np.random.default_rng(seed)
     sizes, at = rng.integers(4, length + 1, (rows, 1)), np.arange(length)[None, :]
     segments = (at < sizes).astype(np.int32)
     tokens = np.where((at > 0) & (at < sizes - 1), rng.integers(1, VOCAB, (rows, length)), 0).astype(np.int32)
+    images = rng.normal(size=(rows, 8, 12, 3)).astype(np.float32)
+    if "memory_tokens" in config.inputs:
+        return {"images": images, "memory_tokens": np.where(at == 0, 1, tokens), "memory_segments": segments}
     return {
-        "images": rng.normal(size=(rows, 8, 12, 3)).astype(np.float32),
+        "images": images,
         "tokens": tokens,
         "targets": np.roll(tokens, -1, axis=1),
         "weights": (at < sizes - 1).astype(np.float32),
         "segments": segments,
         "positions": np.broadcast_to(at, (rows, length)).astype(np.int32),
-        "memory_tokens": np.where(at == 0, 1, tokens),
-        "memory_segments": segments,
     }

@@ -18,7 +18,7 @@ from lm_jax.objectives.coca import ContrastiveCaptioningConfig
 from lm_jax.objectives.contrastive import ContrastiveConfig
 from lm_jax.objectives.lm import LMConfig
 from lm_jax.train.step import gradients
-from tests.models.images_for_tests import coca, image_batch, two_tower
+from tests.models.images_for_tests import batch_for, coca, two_tower
 
 KEY = jax.random.key(0)
 
@@ -80,7 +80,7 @@ def step(name, place=lambda batch: batch, accumulate=1):
     config, objective = CASES[name]
     graph, params = split(jax.jit(config.build)(KEY))
     run = functools.partial(gradients, graph=graph, objective=objective.build(), accumulate=accumulate)
-    grads, terms = jax.jit(run)(params, place(image_batch()), KEY)
+    grads, terms = jax.jit(run)(params, place(batch_for(config)), KEY)
     return grads, {name: term.value for name, term in terms.items()}
 
 
@@ -90,7 +90,7 @@ def on_one_device(name):
 
 
 MESHES = {
-    "dp-fsdp": {"dp": 4, "fsdp": 2},
+    "dp-fsdp-tp": {"dp": 2, "fsdp": 2, "tp": 2},
     "fsdp-cp-tp": {"dp": 1, "fsdp": 2, "cp": 2, "tp": 2},
     "pp-dp-tp": {"dp": 2, "pp": 2, "tp": 2},
 }
@@ -99,7 +99,7 @@ MESHES = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mesh"),
-    [("softmax", "dp-fsdp"), ("sigmoid", "dp-fsdp"), ("softmax", "fsdp-cp-tp"), ("coca", "fsdp-cp-tp"), ("coca", "pp-dp-tp")],
+    [("softmax", "dp-fsdp-tp"), ("sigmoid", "fsdp-cp-tp"), ("coca", "fsdp-cp-tp"), ("coca", "pp-dp-tp")],
 )
 def test_the_global_batch_is_compared_on_any_mesh(name, mesh):
     grads, terms = on_one_device(name)
@@ -113,7 +113,7 @@ def test_the_global_batch_is_compared_on_any_mesh(name, mesh):
 def test_coca_is_both_losses_by_their_weights():
     grads, terms = on_one_device("coca")
     assert terms["loss"] == pytest.approx(terms["contrastive"] + 2 * terms["cross_entropy"], rel=1e-6)
-    model, batch = coca().build(KEY), image_batch()
+    model, batch = coca().build(KEY), batch_for(coca())
     alone = ContrastiveConfig().build()(model, batch)
     assert float(alone["loss"].value) == pytest.approx(float(terms["contrastive"]), rel=1e-5)
     captions = LMConfig().build()(model, batch)
