@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+import jax
 import numpy as np
 
 from lm_jax.core.config import Config, check_choice, check_positive
@@ -183,6 +184,11 @@ class SpeechData(ExampleData):
     def masks_documents(self) -> bool:
         """See `ExampleData.masks_documents`: there is one utterance in a row."""
         return False
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """See `ExampleData.shapes`: those of the longest utterances."""
+        waves = jax.ShapeDtypeStruct((self.batch_size, self.samples[-1]), np.float32)
+        return super().shapes() | {"waves": waves, "samples": jax.ShapeDtypeStruct((self.batch_size,), np.int32)}
 
     def prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[int]], Batch]:
         """See `DataConfig.prompts`: each text is the path of a WAV file, of which a model writes the transcript."""
