@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import jax
 import numpy as np
 
 from lm_jax.core.config import check_choice, nearest
@@ -51,6 +52,11 @@ class ImageData(DataConfig):
     def masks_documents(self) -> bool:
         """Whether batches carry segments: always."""
         return True
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """See `DataConfig.shapes`."""
+        pixels = (self.batch_size, self.pixels.height, self.pixels.width, 3)
+        return super().shapes() | {"images": jax.ShapeDtypeStruct(pixels, np.float32)}
 
     def row(self, ids: np.ndarray, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
         """The arrays [T] of a caption, at most `length` tokens."""
@@ -105,6 +111,11 @@ class ImageTextPairs(ImageData):
 
     inputs: ClassVar[frozenset[str]] = frozenset({"images", "memory_tokens"})
     targets: ClassVar[frozenset[str]] = frozenset({"pairs"})
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """See `DataConfig.shapes`: there is no text but what is compared."""
+        text = jax.ShapeDtypeStruct((self.batch_size, self.length), np.int32)
+        return {"images": super().shapes()["images"], "memory_tokens": text, "memory_segments": text}
 
     def capacity(self) -> int:
         """See `ImageData.capacity`."""
