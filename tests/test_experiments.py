@@ -50,6 +50,10 @@ def abstract_step(experiment: Experiment, num_devices: int):
         }
         if experiment.data.masks_documents():
             batch |= {name: batch["tokens"] for name in ("segments", "positions")}
+        if "features" in experiment.model.inputs:
+            batch["features"] = jax.ShapeDtypeStruct(
+                (*shape, 10), jnp.int32, sharding=NamedSharding(mesh, spec("batch", "sequence", None))
+            )
 
         def step(state, batch, key):
             objective = experiment.objective.build()
