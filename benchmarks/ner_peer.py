@@ -15,7 +15,7 @@ import numpy as np
 
 from lm_jax.config import load_experiment
 from lm_jax.data.tagged import Sentence
-from lm_jax.data.word_features import shape
+from lm_jax.data.words import shape
 from lm_jax.evals.tagging import span_scores, spans
 
 Features = list[list[dict[str, bool]]]  # of sentences, of their words

@@ -17,7 +17,7 @@ Array = jax.Array
 
 # What a model may read of it, its `inputs`: tokens features memory_tokens images mels. Beside them segments positions (also
 # memory_...) prefix token_types, and targets weights. `targets` of data, models, objectives and evals say what the targets are,
-# in words of this list: "next words", "masked words", "classes", "tags".
+# in words of this list: "next words", "masked words", "classes", "tags", "spans".
 Batch = dict[str, Any]
 
 

@@ -14,7 +14,7 @@ from lm_jax.data.examples import Example
 from lm_jax.data.sources import Counts, FileSource, read_text
 from lm_jax.data.supervised import ExampleData, PreparedExamples
 from lm_jax.data.tokenizers import Tokenizer
-from lm_jax.data.word_features import word_features
+from lm_jax.data.words import aligned, word_features
 
 OUTSIDE = "O"
 # What letters of other schemes are in BIO: the first word of a span, or another one.
@@ -150,7 +150,7 @@ class TaggedText(ExampleData):
             begins = _cut([len(part) for part in ids], self.length)
             counts["sentences cut into several"] += len(begins) > 1
             for begin, end in zip(begins, [*begins[1:], len(ids)], strict=True):
-                features = [word_features(word, self.affixes) for word in sentence.words[begin:end]]
+                features = np.stack([word_features(word, self.affixes) for word in sentence.words[begin:end]])
                 yield Example(sentence.name, aligned(ids[begin:end], targets[begin:end], features))
 
 
@@ -163,15 +163,6 @@ def _cut(sizes: list[int], length: int) -> list[int]:
             room = length
         room -= size
     return begins
-
-
-def aligned(ids: list[np.ndarray], targets: list[int], features: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of words, given the tokens, the target and the features of each."""
-    sizes = [len(part) for part in ids]
-    tokens, heads = np.concatenate(ids).astype(np.int32), np.cumsum([0, *sizes[:-1]])
-    at_first, weights = np.zeros(len(tokens), np.int32), np.zeros(len(tokens), np.float32)
-    at_first[heads], weights[heads] = targets, 1.0
-    return {"tokens": tokens, "targets": at_first, "weights": weights, "features": np.repeat(np.stack(features), sizes, axis=0)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from lm_jax.core.config import validate_tree
 from lm_jax.core.errors import ConfigError, DataError
 from lm_jax.data.tagged import TaggedLines, TaggedText
 from lm_jax.data.tokenizers import BPE, Bytes, Characters, Words
-from lm_jax.data.word_features import feature_hash, shape, word_features
+from lm_jax.data.words import feature_hash, shape, word_features
 
 NAMES = "en:Anne\tB-PER\nen:of\tO\nen:New\tB-LOC\nen:York\tI-LOC\n\nen:Anne\tB-PER\nen:Lee\tI-PER\n"
 

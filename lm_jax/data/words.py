@@ -1,15 +1,27 @@
-"""What the letters of a word say of it: features for models that meet words they have never seen."""
+"""Words and their tokens; and what the letters of a word say of it, for models that meet words they have never seen."""
 
 import functools
 import re
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
 
-def num_features(affixes: int) -> int:
-    """How many features a word has."""
-    return 2 * affixes + 2
+def aligned(
+    ids: Sequence[np.ndarray], targets: Sequence[int], features_WN: np.ndarray, weights: Sequence[float] | None = None
+) -> dict[str, np.ndarray]:
+    """The arrays of an example of words, given the tokens, the target, the features and the weight (None: 1) of each.
+
+    Target and weight stand at the first token of a word and are 0 at the others; all have its features.
+    """
+    sizes = np.array([len(part) for part in ids])
+    heads = np.cumsum(sizes) - sizes
+    arrays = {"tokens": np.concatenate(ids).astype(np.int32), "features": np.repeat(features_WN, sizes, axis=0)}
+    for name, values, dtype in (("targets", targets, np.int32), ("weights", 1.0 if weights is None else weights, np.float32)):
+        arrays[name] = np.zeros(len(arrays["tokens"]), dtype)
+        arrays[name][heads] = values
+    return arrays
 
 
 @functools.lru_cache(maxsize=1 << 18)
