@@ -56,6 +56,7 @@ def word_by_word(train: Features, tags: Tags, test: Features) -> Tags:
 
     vectors = DictVectorizer(dtype=np.float32)
     x = vectors.fit_transform([word for sentence in train for word in sentence])
+    x.indices, x.indptr = x.indices.astype(np.int32), x.indptr.astype(np.int32)  # the classifier takes no others
     model = SGDClassifier(loss="log_loss", alpha=1e-6, max_iter=20, random_state=0, tol=None, n_jobs=2)
     model.fit(x, [tag for sentence in tags for tag in sentence])
     return [list(model.predict(vectors.transform(sentence))) for sentence in test]

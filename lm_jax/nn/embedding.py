@@ -76,7 +76,7 @@ class Embedding(nnx.Module):
 
 def look_up(table: nnx.Param, ids: Array, dtype: jnp.dtype) -> Array:
     """Rows [B, T, D] of the residual stream, in `dtype`, of a table ("vocab", "embed"), for ids [B, T]; for several ids of a token
-    [B, T, N] the sum of their rows."""
+    [B, T, N] the sum of their rows. A negative id gives 0."""
     size = table.shape[0]  # this device's part of the vocabulary
     x = _look_up(table[...], ids - index("vocab") * size, dtype, shards(table))
     return sum_into(x if ids.ndim == 2 else jnp.sum(x, axis=2), "vocab", 1, "residual")

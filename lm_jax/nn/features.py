@@ -7,9 +7,10 @@ from flax import nnx
 
 from lm_jax.core.config import Config, check_positive
 from lm_jax.core.errors import ConfigError
+from lm_jax.core.local import index, token_index
 from lm_jax.core.param import param
 from lm_jax.core.types import Array
-from lm_jax.nn.dropout import dropout
+from lm_jax.nn.dropout import kept
 from lm_jax.nn.embedding import look_up
 from lm_jax.nn.init import Init
 
@@ -19,7 +20,8 @@ class FeaturesConfig(Config):
     """The sum of the vectors of a token's features, from one table of `buckets` rows; a feature's row is its number modulo these.
 
     As the vectors of character n-grams of fastText (Bojanowski et al. 2017, arXiv:1607.04606), but for any features. Features that
-    share a row cannot be told apart: take several times as many buckets as there are frequent features.
+    share a row cannot be told apart: take several times as many buckets as there are frequent features. `dropout` is the
+    probability with which a token loses each of its features, as a whole; those that are left count more.
     """
 
     buckets: int = 2**15
@@ -45,5 +47,9 @@ class Features(nnx.Module):
 
     def __call__(self, features_BTN: Array, dtype: jnp.dtype, key: Array | None) -> Array:
         """Vectors [B, T, D] of `dtype` for int32 features [B, T, N], not negative; `key` None means evaluation."""
-        x_BTD = look_up(self.table, features_BTN % self.config.buckets, dtype)
-        return dropout(x_BTD, self.config.dropout, key)
+        (B, T, N), rate = features_BTN.shape, self.config.dropout
+        rows_BTN = features_BTN % self.config.buckets
+        if key is None or rate == 0.0:
+            return look_up(self.table, rows_BTN, dtype)
+        keep_BTN = kept(key, rate, index("batch") * B + jnp.arange(B), token_index(T), N)
+        return look_up(self.table, jnp.where(keep_BTN, rows_BTN, -1), dtype) / jnp.asarray(1 - rate, dtype)

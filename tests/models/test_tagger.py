@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from lm_jax.core.config import validate_tree
 from lm_jax.core.errors import ConfigError
@@ -52,13 +53,24 @@ def test_features_add_the_rows_of_their_numbers_modulo_the_buckets():
     np.testing.assert_array_equal(score(plain, data), score(plain, other))
 
 
+def test_dropout_takes_whole_features():
+    rate, features = 0.25, np.arange(8 * 32, dtype=np.int32).reshape(8, 32, 1)
+    config = FeaturesConfig(buckets=256, dropout=rate)
+    layer = config.build(nnx.Rngs(params=KEY), 16, dataclasses.replace(LOUD))
+    whole, some = (np.asarray(layer(features, jnp.float32, key)) for key in (None, KEY))
+    lost = (some == 0).all(-1)
+    np.testing.assert_allclose(some[~lost], whole[~lost] / (1 - rate), rtol=1e-6)
+    assert abs(lost.mean() - rate) < 4 * np.sqrt(rate * (1 - rate) / lost.size)
+
+
 def test_a_mesh_of_all_kinds_equals_one_device():
-    graph, params = split(tagger().build(KEY))
+    config = tagger(features=FeaturesConfig(buckets=24, dropout=0.5), dropout=0.2)  # the same is dropped everywhere
+    graph, params = split(config.build(KEY))
     step = jax.jit(lambda params, data: gradients(params, data, KEY, graph=graph, objective=LMConfig().build()))
     grads, terms = step(params, tagged_batch())
     mesh, layout = MeshShape(dp=1, fsdp=2, cp=2, tp=2).build(), Layout()
     with use_mesh(mesh, layout):
-        graph, sharded = split(jax.jit(tagger().build)(KEY))
+        graph, sharded = split(jax.jit(config.build)(KEY))
         step = jax.jit(lambda params, data: gradients(params, data, KEY, graph=graph, objective=LMConfig().build()))
         mesh_grads, mesh_terms = step(sharded, shard_batch(tagged_batch(), mesh, layout))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), mesh_grads, grads)
