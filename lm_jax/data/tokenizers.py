@@ -197,6 +197,11 @@ def split_words(text: str, lowercase: bool, split: str) -> list[str]:
     return text.split() if split == "whitespace" else _WORD.findall(text)
 
 
+def word_places(text: str) -> list[tuple[int, int]]:
+    """The characters (first, end) of the words of `text` (see `_WORD`), line ends left out."""
+    return [match.span() for match in _WORD.finditer(text) if match[0] != "\n"]
+
+
 @dataclasses.dataclass(kw_only=True)
 class Words(TokenizerConfig):
     """Words that occur in the training text at least `min_count` times, at most `max_words` of them, the frequent first.

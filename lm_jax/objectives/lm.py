@@ -1,4 +1,4 @@
-"""Cross-entropy of the targets: the next token, a masked one, or a class."""
+"""Cross-entropy of the targets: the next token, a masked one, a class, or a tag."""
 
 import dataclasses
 from typing import ClassVar
@@ -27,7 +27,7 @@ class LMConfig(ObjectiveConfig):
     so that only a chunk of the [B, T, V] logits ever exists.
     """
 
-    targets: ClassVar[frozenset[str]] = frozenset({"next words", "masked words", "classes"})
+    targets: ClassVar[frozenset[str]] = frozenset({"next words", "masked words", "classes", "tags"})
 
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
