@@ -157,7 +157,7 @@ class ImageCaptions(ImageData):
         weights[-2] = len(kept) == len(ids)
         return {
             "tokens": tokens,
-            "targets": np.append(tokens[1:], tokenizer.eos),
+            "targets": np.append(tokens[1:], tokens[:1]),
             "weights": weights,
             "segments": np.ones_like(tokens),
             "positions": np.arange(len(tokens), dtype=np.int32),

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import ClassVar, NamedTuple
 
+import jax
 import numpy as np
 
 from lm_jax.core.config import check_positive
@@ -90,6 +91,11 @@ class Questions(ExampleData):
         check_positive(self, "question_length", "stride", "affixes")
         if self.question_length + 2 > self.length:
             raise ConfigError(f"question_length={self.question_length} leaves no room for a context in length={self.length}")
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """See `ExampleData.shapes`."""
+        features = (self.batch_size, self.length, 2 * self.affixes + 5)
+        return super().shapes() | {"features": jax.ShapeDtypeStruct(features, np.int32)}
 
     def make(self, items: dict[str, list[Question]], counts: Counts) -> "PreparedQuestions":
         """See `ExampleData.make`."""
