@@ -54,7 +54,11 @@ class SamplesConfig(Config):
 
 @dataclasses.dataclass(kw_only=True)
 class Experiment(Config):
-    """Everything that defines a run. It is written to the run's directory and rebuilds the run."""
+    """Everything that defines a run. It is written to the run's directory and rebuilds the run.
+
+    With `start_from`, the directory of another run, the first parameters are those of its newest good checkpoint, as far as they
+    have the same path and shape (see `transfer`).
+    """
 
     data: DataConfig
     model: ModelConfig
@@ -67,22 +71,24 @@ class Experiment(Config):
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     evals: tuple[EvalConfig, ...] = dataclasses.field(default_factory=lambda: (PerplexityConfig(),))
     samples: SamplesConfig | None = dataclasses.field(default_factory=SamplesConfig)
+    start_from: str | None = None
 
     def validate(self) -> None:
         """Raises `ConfigError` where components do not fit each other."""
         self._check_family()
         data, limit = self.data, self.model.max_length()
-        lengths = {"data.length": data.length} | {f"evals {e.name!r} length": e.length or data.length for e in self.evals}
+        evals = {f"evals {e.name!r} length": data.row_length(e.length) for e in self.evals}
+        lengths = {"data.length": data.row_length()} | evals
         for name, length in lengths.items():
             if limit is not None and length > limit:
                 raise ConfigError(f"{name}={length} exceeds the model's position table of {limit}")
         if data.batch_size % self.step.accumulate:
             raise ConfigError(f"data.batch_size={data.batch_size} is not divisible by step.accumulate={self.step.accumulate}")
-        if data.length % self.objective.chunks:
-            raise ConfigError(f"data.length={data.length} is not divisible by objective.chunks={self.objective.chunks}")
+        if data.row_length() % self.objective.chunks:
+            raise ConfigError(f"data.length={data.row_length()} is not divisible by objective.chunks={self.objective.chunks}")
         for e in self.evals:
             try:
-                e.check_rows(e.length or data.length)
+                e.check_rows(data.row_length(e.length))
             except ConfigError as error:
                 raise ConfigError(f"evals {e.name!r}: {error}") from error
         names = [e.name for e in self.evals]

@@ -48,10 +48,17 @@ def _abstract_key() -> jax.ShapeDtypeStruct:
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
-def initial_state(experiment: Experiment, parts: Parts, key: jax.Array) -> TrainState:
-    """The state before the first step, drawn from `key`. Traceable; the same values on every mesh."""
-    params = split(experiment.model.build(key))[1]
+def initial_state(experiment: Experiment, parts: Parts, key: jax.Array, given: Params | None = None) -> TrainState:
+    """The state before the first step: parameters as `given` (a part of their tree), else drawn from `key`. Traceable; the same
+    values on every mesh."""
+    params = replaced(split(experiment.model.build(key))[1], given or {})
     return init_state(params, parts.optimizer, experiment.step)
+
+
+def replaced(tree: Params, given: Params) -> Params:
+    """The nested dict `tree` with the leaves of `given` in place of its own."""
+    swap = lambda old, new: replaced(old, new) if isinstance(old, dict) else new  # noqa: E731
+    return {name: swap(value, given[name]) if name in given else value for name, value in tree.items()}
 
 
 def abstract_state(experiment: Experiment, parts: Parts, mesh: Mesh | AbstractMesh) -> TrainState:
@@ -106,8 +113,8 @@ def check_mesh(experiment: Experiment, mesh: Mesh | AbstractMesh) -> None:
             pipeline_schedule(experiment, mesh, num_rows)
         except ConfigError as error:
             raise ConfigError(f"{name}={num_rows}: {error}") from error
-    rows = [("data.length", data.length, experiment.objective.chunks)]
-    rows += [(f"length of eval {e.name!r}", e.length or data.length, e.chunks) for e in experiment.evals]
+    rows = [("data.length", data.row_length(), experiment.objective.chunks)]
+    rows += [(f"length of eval {e.name!r}", data.row_length(e.length), e.chunks) for e in experiment.evals]
     sequence, residual = layout.ways("sequence", mesh), layout.ways("residual", mesh)
     for name, length, chunks in rows:
         pieces = (sequence if sequence == 1 else 2 * sequence) * residual * chunks
@@ -141,7 +148,7 @@ def attention_backends(experiment: Experiment, mesh: Mesh | AbstractMesh) -> lis
         for number, block in enumerate((*stack.prelude, *stack.pattern)):
             if not isinstance(block.mixer, AttentionConfig | LatentAttentionConfig):
                 continue
-            spec = block.mixer.spec(width, segments=experiment.data.masks_documents())
+            spec = block.mixer.spec(width, segments=experiment.data.masks_documents(), prefix="prefix" in experiment.data.inputs)
             length, sizes = experiment.data.length, block.mixer.sizes(width)
             # What an encoder reads is whole on every device.
             ways = split_ways if path == "stack" else 1

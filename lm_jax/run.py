@@ -35,7 +35,6 @@ from lm_jax.parts import (
     attention_backends,
     build,
     check_mesh,
-    initial_state,
     jit_step,
     keys,
     pipeline_schedule,
@@ -47,6 +46,7 @@ from lm_jax.train.logging import MetricsLog, read_metrics
 from lm_jax.train.rundir import claim_config, read_config, versions
 from lm_jax.train.step import TrainState, init_state
 from lm_jax.train.trainer import Scheduled, Trainer
+from lm_jax.transfer import check_source, first_state
 
 
 def checksum(batch: Batch) -> int:
@@ -66,7 +66,8 @@ def prepare(experiment: Experiment) -> Prepared:
     vocab_size, num_outputs = experiment.model.vocab_size, experiment.model.num_outputs
     if vocab_size < data.vocab_size:
         raise ConfigError(
-            f"model.vocab_size={vocab_size} is smaller than the tokenizer's {data.vocab_size}; "
+            f"model.vocab_size={vocab_size} is smaller than the {data.vocab_size} of the data ({tokenizer.vocab_size} are the "
+            "tokenizer's); "
             f"set --config.model.vocab_size={data.vocab_size} or more"
         )
     if num_outputs is not None and num_outputs < data.num_outputs:
@@ -105,6 +106,8 @@ def train(experiment: Experiment, workdir: Path) -> int:
         parts = build(experiment)
         data = prepare(experiment)
         loader = data.train_loader(local_rows(experiment.data.batch_size, mesh, experiment.layout))
+        if experiment.start_from is not None and not any((workdir / "checkpoints").glob("[0-9]*")):
+            check_source(experiment, data.tokenizer)
         claim_config(workdir, experiment)
         try:
             code = _train(experiment, workdir, mesh, parts, data, loader)
@@ -144,10 +147,12 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             "mesh": dict(mesh.shape),
         }
         if not checkpoints.steps():
-            state = jax.jit(functools.partial(initial_state, experiment, parts))(init_key)
+            state, transfer = first_state(experiment, parts, mesh, init_key)
             progress: dict[str, Any] = {}
             message = f"{parts.num_params:,} parameters on {mesh.size} x {software['device_kind']}"
             log.event(0, "start", message, num_params=parts.num_params)
+            if transfer is not None:
+                log.event(0, "transfer", str(transfer), **{fate: transfer.paths(fate) for fate in ("loaded", "new", "left")})
             for line in attention_backends(experiment, mesh):
                 log.event(0, "attention", line)
             schedule = pipeline_schedule(experiment, mesh)
@@ -159,6 +164,7 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             _check_same_data(saved, record, workdir)
             progress = saved["progress"]
             log.event(step, "resume", f"continues from step {step}")
+        row_length = experiment.data.row_length()
         place = functools.partial(shard_batch, mesh=mesh, layout=experiment.layout, num_rows=experiment.data.batch_size)
         trainer = Trainer(
             config=experiment.train,
@@ -171,10 +177,8 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             log=log,
             record=record,
             num_outputs=experiment.model.num_outputs,
-            tokens_per_batch=experiment.data.batch_size * experiment.data.length,
-            flops_per_token=tuple(
-                experiment.model.flops_per_token(experiment.data.length, causal=causal) for causal in (False, True)
-            ),
+            tokens_per_batch=experiment.data.batch_size * row_length,
+            flops_per_token=tuple(experiment.model.flops_per_token(row_length, causal=causal) for causal in (False, True)),
             peak_flops=_total_peak(mesh),
         )
         return trainer.run(state, dropout_key, progress)

@@ -93,6 +93,13 @@ class DataConfig(Config):
         """Raises `ConfigError` for sizes out of range."""
         check_positive(self, "length", "batch_size")
 
+    def row_length(self, length: int | None = None) -> int:
+        """How many "tokens" a row of a batch has that is made of `length` tokens of text (None: of as many as in training).
+
+        Raises `ConfigError` where it cannot be made.
+        """
+        return self.length if length is None else length
+
     def masks_documents(self) -> bool:
         """Whether batches carry "segments" and "positions"."""
         raise NotImplementedError

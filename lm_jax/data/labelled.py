@@ -1,12 +1,13 @@
 """Texts with a label each: classification."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from lm_jax.core.config import check_choice
+from lm_jax.core.config import check_choice, check_positive
 from lm_jax.core.errors import ConfigError, DataError
 from lm_jax.data.examples import Example, ExampleLoader, Rows
 from lm_jax.data.shuffle import permute
@@ -25,19 +26,29 @@ class Labelled(NamedTuple):
 
 @dataclasses.dataclass(kw_only=True)
 class LabelledLines(FileSource):
-    """A line is a text and its label: the "first" or the "last" of what `separator` sets apart (the text may contain it too)."""
+    """A line is a text and its label: the "first" or the "last" of what `separator` sets apart (the text may contain it too).
+
+    With `first` only so many texts are read.
+    """
 
     label: str = "last"
     separator: str = "\t"
+    first: int | None = None
 
     def validate(self) -> None:
         """Raises `ConfigError` for an unknown place of the label or an empty separator."""
         super().validate()
         check_choice("label", self.label, ("first", "last"))
+        if self.first is not None:
+            check_positive(self, "first")
         if not self.separator:
             raise ConfigError("separator is empty; it sets text and label apart, such as '\\t'")
 
     def read(self, counts: Counts) -> Iterator[Labelled]:
+        """Yields the first `first` labelled texts in order; see `lines`."""
+        return itertools.islice(self.lines(counts), self.first)
+
+    def lines(self, counts: Counts) -> Iterator[Labelled]:
         """Yields the labelled texts in order; blank lines are left out and counted. Raises `DataError` for a line without both."""
         for path in self.files():
             for number, line in enumerate(read_text(path, self.encoding_errors, counts).split("\n"), start=1):

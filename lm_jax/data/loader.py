@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm_jax.core.errors import ConfigError, DataError
+from lm_jax.data.denoising import Rewrite
 from lm_jax.data.mixture import Mixture, Stage, check_stages
 from lm_jax.data.packing import Packing, Rows, Spans, cut_at_documents, fill, pad
 from lm_jax.data.shuffle import permute
@@ -65,8 +66,9 @@ class Loader:
         seed: int = 0,
         document_mask: bool = False,
         rows: slice = slice(None),
+        rewrite: Rewrite | None = None,
     ):
-        """A loader of which this process takes the given `rows` of every batch.
+        """A loader of which this process takes the given `rows` of every batch, after `rewrite` has made examples of them.
 
         Raises `ConfigError` for a batch that cannot be divided and for bad weights, `DataError` where there is too
         little data for a row of `length` tokens, or for a batch.
@@ -82,7 +84,7 @@ class Loader:
         self._check_batch(stages)
         self._mixture = Mixture(stages, batch_size)
         self.weights = self._mixture.weights
-        self._local = rows
+        self._local, self._rewrite = rows, rewrite
         self._chunk = max(_CHUNK_TOKENS // (batch_size * length), 1)  # steps
         self._chunk_rows = self._chunk * batch_size
         self._block_rows = max(_BLOCK_ROWS // self._chunk_rows, 1) * self._chunk_rows
@@ -99,13 +101,16 @@ class Loader:
             "batch_size": batch_size,
             "seed": seed,
         }
+        if rewrite is not None:
+            self.fingerprint["denoise"] = rewrite.fingerprint
 
     def __call__(self, step: int) -> Batch:
         """This process's rows of batch `step` (from 0): the whole batch where there is one process."""
         return self.rows(step, self._local)
 
     def rows(self, step: int, rows: slice) -> Batch:
-        """The given rows of the global batch `step`: read-only arrays [number of rows, length] (see `packing.fill`)."""
+        """The given rows of the global batch `step`: read-only arrays [number of rows, length] (see `packing.fill`),
+        or what `rewrite` makes of them."""
         start, stop, _ = rows.indices(self.batch_size)
         if self._chunk == 1:
             return self._fill(step * self.batch_size + start, stop - start)
@@ -133,6 +138,8 @@ class Loader:
         """The arrays of `count` rows of training; they lie in one block."""
         spans, eos = self._spans(first, count), self.sources[0].store.eos
         batch = fill(spans, self._streams, count, self.length, eos, segments=self._segments)
+        if self._rewrite is not None:
+            batch = self._rewrite(batch, np.arange(first, first + count))
         for value in batch.values():
             value.flags.writeable = False  # batches of one chunk share memory
         return batch
@@ -202,7 +209,7 @@ class EvalBatches:
 
     A window of `length` tokens moves by `stride` (default `length`); the tokens that the window before had already are
     context, of weight 0. All batches have one shape: what the last one lacks is padding of weight 0. Iterating again
-    starts again.
+    starts again. `rewrite` makes examples of the windows, by their numbers: the same ones each time.
     """
 
     def __init__(
@@ -214,6 +221,7 @@ class EvalBatches:
         stride: int | None = None,
         document_mask: bool = False,
         rows: slice = slice(None),
+        rewrite: Rewrite | None = None,
     ):
         """Batches over the splits of `sources` one after the other. Raises `ConfigError` for sizes that do not fit."""
         stride = length if stride is None else stride
@@ -224,7 +232,7 @@ class EvalBatches:
         sizes = [len(source.store.tokens) for source in sources]
         windows = [1 + -(-max(size - length, 0) // stride) for size in sizes]
         self._sizes, self._first = np.array(sizes), np.cumsum([0, *windows])
-        self._local = rows
+        self._local, self._rewrite = rows, rewrite
 
     def __len__(self) -> int:
         return -(-int(self._first[-1]) // self.batch_size)
@@ -237,7 +245,8 @@ class EvalBatches:
             spans, eos = spans.of_rows(start, stop), self.sources[0].store.eos
             batch = fill(spans, streams, stop - start, self.length, eos, segments=self._segments)
             batch["weights"] *= np.arange(self.length) >= context[start:stop, None]
-            yield batch
+            first = number * self.batch_size
+            yield batch if self._rewrite is None else self._rewrite(batch, np.arange(first + start, first + stop))
 
     def spans(self, number: int) -> tuple[Spans, np.ndarray]:
         """The spans of global batch `number`, and how many tokens at the start of each row [B] are context."""

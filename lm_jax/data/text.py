@@ -2,13 +2,15 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from lm_jax.core.config import check_positive, nearest
 from lm_jax.core.errors import ConfigError, DataError
+from lm_jax.core.types import Batch
 from lm_jax.data.base import DataConfig
+from lm_jax.data.denoising import EVALUATION, TRAINING, Denoise, Rewrite
 from lm_jax.data.loader import EvalBatches, Loader, Source
 from lm_jax.data.mixture import Stage, check_stages, check_weights
 from lm_jax.data.packing import Packing
@@ -24,12 +26,12 @@ class TextData(DataConfig):
     weights. A corpus that is used up starts its next epoch, in another order. With `document_mask` batches carry
     "segments" and "positions", so that attention stays within a document; packed documents always do.
 
+    With `denoise` rows become examples of another objective than the next word: others in every epoch of training, and always the
+    same in evaluation. `length` is that of the text that a row is made of.
+
     Prepared data is kept in `cache_dir` (None: the environment variable LM_JAX_CACHE, else
     ~/.cache/lm_jax); `num_workers` processes prepare it (None: one per CPU).
     """
-
-    inputs: ClassVar[frozenset[str]] = frozenset({"tokens"})
-    targets: ClassVar[frozenset[str]] = frozenset({"next words"})
 
     corpora: tuple[Corpus, ...]
     tokenizer: TokenizerConfig
@@ -38,12 +40,16 @@ class TextData(DataConfig):
     document_mask: bool = False
     weights: tuple[float, ...] | None = None
     stages: tuple[Stage, ...] = ()
+    denoise: Denoise | None = None
     cache_dir: str | None = None
     num_workers: int | None = None
 
     def validate(self) -> None:
-        """Raises `ConfigError` for sizes out of range, corpora of one name, and bad mixture weights."""
+        """Raises `ConfigError` for sizes out of range, corpora of one name, bad mixture weights, or rows unfit to be denoised."""
         super().validate()
+        if self.denoise is not None:
+            self.denoise.check(documents=self.masks_documents())
+            self.denoise.row_length(self.length)
         if self.num_workers is not None:
             check_positive(self, "num_workers")
         names = [corpus.name for corpus in self.corpora]
@@ -54,6 +60,32 @@ class TextData(DataConfig):
         if self.weights is not None:
             check_weights(self.weights, names)
         check_stages([Stage(weights=self.weights or (1.0,) * len(names)), *self.stages], names)
+
+    @property
+    def inputs(self) -> frozenset[str]:  # type: ignore[override]
+        """See `DataConfig`."""
+        return Denoise.inputs if self.denoise is None else self.denoise.inputs
+
+    @property
+    def targets(self) -> frozenset[str]:  # type: ignore[override]
+        """See `DataConfig`."""
+        return Denoise.targets if self.denoise is None else self.denoise.targets
+
+    def row_length(self, length: int | None = None) -> int:
+        """See `DataConfig.row_length`."""
+        length = super().row_length(length)
+        return length if self.denoise is None else self.denoise.row_length(length)
+
+    def prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[int]], Batch]:
+        """See `DataConfig.prompts`; an encoder reads texts with a span missing at the end."""
+        given = None if self.denoise is None else self.denoise.prompts(tokenizer, texts)
+        return super().prompts(tokenizer, texts) if given is None else given
+
+    def rewrite(self, tokenizer: Tokenizer, length: int, stream: int) -> Rewrite | None:
+        """What `denoise` does to rows of `length` tokens, in training or evaluation."""
+        if self.denoise is None:
+            return None
+        return Rewrite(self.denoise, self.denoise.build(tokenizer, length), self.seed, stream)
 
     def masks_documents(self) -> bool:
         """Whether batches carry "segments" and "positions"."""
@@ -100,19 +132,23 @@ class PreparedText:
     @property
     def vocab_size(self) -> int:
         """See `Prepared.vocab_size`."""
-        return self.tokenizer.vocab_size
+        denoise = self.config.denoise
+        return self.tokenizer.vocab_size + (0 if denoise is None else denoise.num_added)
 
     @property
     def num_outputs(self) -> int:
         """See `Prepared.num_outputs`: the tokens."""
-        return self.vocab_size
+        denoise, size = self.config.denoise, self.tokenizer.vocab_size
+        return size if denoise is None else denoise.num_outputs(size)
 
     def require(self, split: str) -> list[Source]:
         """As `sources`."""
         return self.sources(split)
 
     def num_bytes(self, split: str) -> int:
-        """UTF-8 bytes of the text of the split, in all corpora."""
+        """UTF-8 bytes of the text of the split, in all corpora; 0 where the targets are not just this text."""
+        if self.config.denoise is not None:
+            return 0
         return sum(source.store.num_bytes for source in self.sources(split))
 
     def num_tokens(self, corpus: str) -> int:
@@ -127,7 +163,8 @@ class PreparedText:
             for name, splits in self.corpora.items()
             for split, store in splits.items()
         ]
-        return "\n".join([f"vocabulary of {self.tokenizer.vocab_size:,}", *lines])
+        added = "" if self.config.denoise is None else f" and {self.config.denoise.num_added:,} for denoising"
+        return "\n".join([f"vocabulary of {self.tokenizer.vocab_size:,}{added}", *lines])
 
     def train_loader(self, rows: slice = slice(None)) -> Loader:
         """Training batches, of which this process takes the given `rows`. Raises `DataError` for too little data."""
@@ -146,6 +183,7 @@ class PreparedText:
             seed=config.seed,
             document_mask=config.document_mask,
             rows=rows,
+            rewrite=config.rewrite(self.tokenizer, config.length, TRAINING),
         )
 
     def eval_batches(
@@ -160,11 +198,13 @@ class PreparedText:
 
         Rows are cut from the stream, also where training packs documents.
         """
+        length = length or self.config.length
         return EvalBatches(
             self.sources(split),
-            length=length or self.config.length,
+            length=length,
             batch_size=batch_size or self.config.batch_size,
             stride=stride,
             document_mask=self.config.masks_documents(),
             rows=rows,
+            rewrite=self.config.rewrite(self.tokenizer, length, EVALUATION),
         )

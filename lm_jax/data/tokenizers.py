@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -329,6 +330,24 @@ class TokenizerFile(TokenizerConfig):
     def files(self) -> list[str]:
         """See `TokenizerConfig.files`."""
         return [self.path]
+
+
+@dataclasses.dataclass(kw_only=True)
+class RunTokenizer(TokenizerConfig):
+    """The tokenizer of another run, whatever its kind; `path` is that run's directory."""
+
+    path: str
+
+    def train(self, documents: Iterable[str]) -> Tokenizer:
+        """See `TokenizerConfig.train`. Raises `DataError` where there is no run with a checkpoint."""
+        return Tokenizer.from_json(json.loads(Path(*self.files()).read_text())["tokenizer"])
+
+    def files(self) -> list[str]:
+        """See `TokenizerConfig.files`: the record of the newest checkpoint."""
+        found = sorted(Path(self.path).glob("checkpoints/[0-9]*/record.json"))
+        if not found:
+            raise DataError(f"{self.path} holds no run with a checkpoint, of which to take the tokenizer; train it first")
+        return [str(found[-1])]
 
 
 class SentencePieceTokenizer(Tokenizer):

@@ -19,7 +19,7 @@ from lm_jax.core.param import Params, param_specs
 from lm_jax.core.sharding import batch_specs
 from lm_jax.core.types import Array, Batch, Mean
 from lm_jax.evals.base import EvalConfig
-from lm_jax.objectives.lm import token_sums
+from lm_jax.objectives.lm import check_share, most_weighted, token_sums
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -27,16 +27,18 @@ class PerplexityConfig(EvalConfig):
     """Rows start every `stride` tokens (None: their length, so that they do not overlap).
 
     With a smaller stride each row scores only its last `stride` tokens, with the ones before as context: slower, and a
-    better model of the text (a sliding window).
+    better model of the text (a sliding window). `scored` is as in `LMConfig`.
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"next words", "masked words"})
 
     stride: int | None = None
+    scored: float | None = None
 
     def validate(self) -> None:
-        """Raises `ConfigError` for sizes below 1."""
+        """Raises `ConfigError` for sizes below 1 or a bad share."""
         super().validate()
+        check_share(self.scored)
         if self.stride is not None:
             check_positive(self, "stride")
 
@@ -52,16 +54,16 @@ class PerplexityConfig(EvalConfig):
         """See `EvalConfig.scores`."""
         slide = {} if self.stride is None else {"stride": self.stride}
         batches = data.eval_batches(self.split, batch_size=self.batch_size, length=self.length, rows=rows, **slide)
-        return perplexity(graph, params, map(put, batches), data.num_bytes(self.split), self.chunks)
+        return perplexity(graph, params, map(put, batches), data.num_bytes(self.split), self.chunks, self.scored)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "chunks"))
-def _batch_sums(params: Params, batch: Batch, *, graph: nnx.GraphDef, chunks: int) -> Mean:
+@functools.partial(jax.jit, static_argnames=("graph", "chunks", "scored"))
+def _batch_sums(params: Params, batch: Batch, *, graph: nnx.GraphDef, chunks: int, scored: float | None) -> Mean:
     def local(params: Params, batch: Batch) -> Mean:
         model = nnx.merge(graph, params)
         if chunks > 1:
             model = model.with_whole_head(batch["weights"])
-        sums = token_sums(model, model(batch).hidden, batch, chunks)
+        sums = token_sums(model, *most_weighted(model(batch).hidden, batch, scored), chunks)
         return Mean(sums["cross_entropy"], all_sum(jnp.sum(batch["weights"]), "batch", "sequence"))
 
     shards = param_specs(graph, params)
@@ -69,7 +71,12 @@ def _batch_sums(params: Params, batch: Batch, *, graph: nnx.GraphDef, chunks: in
 
 
 def perplexity(
-    graph: nnx.GraphDef, params: Params, batches: Iterable[Batch], num_bytes: int, chunks: int = 1
+    graph: nnx.GraphDef,
+    params: Params,
+    batches: Iterable[Batch],
+    num_bytes: int,
+    chunks: int = 1,
+    scored: float | None = None,
 ) -> Iterator[tuple[str, float]]:
     """Yields (name, value) of the model's score on `batches`, which cover a split of `num_bytes` bytes of UTF-8 text.
 
@@ -80,7 +87,7 @@ def perplexity(
     pending: list[Mean] = []
     total, count = 0.0, 0.0
     for batch in batches:
-        pending.append(_batch_sums(params, batch, graph=graph, chunks=chunks))
+        pending.append(_batch_sums(params, batch, graph=graph, chunks=chunks, scored=scored))
         if len(pending) > 2:  # read behind the device, so that it never waits
             total, count = _add(total, count, pending.pop(0))
     for term in pending:

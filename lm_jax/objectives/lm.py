@@ -1,13 +1,14 @@
 """Cross-entropy of the targets: the next token, a masked one, a class, or a tag."""
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from lm_jax.core.errors import ConfigError
-from lm_jax.core.local import ahead, all_max, all_sum, index, vary, varying, ways
+from lm_jax.core.local import ahead, all_gather, all_max, all_sum, index, part, vary, varying, ways
 from lm_jax.core.types import Array, Batch, Mean
 from lm_jax.models.text import TextModel
 from lm_jax.objectives.base import ObjectiveConfig
@@ -24,7 +25,8 @@ class LMConfig(ObjectiveConfig):
     as far as they are in the same document; also a mean over all tokens (DeepSeek-V3, arXiv:2412.19437, eq. 24 and 25).
 
     `chunks` > 1 computes logits and loss in that many chunks of each row, one at a time (and again in the backward pass),
-    so that only a chunk of the [B, T, V] logits ever exists.
+    so that only a chunk of the [B, T, V] logits ever exists. With `scored` only that share of the tokens of a row gets logits,
+    those with the greatest weights: for masked words, of which no row may have more (else the loss is no number).
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"next words", "masked words", "classes", "tags"})
@@ -33,9 +35,11 @@ class LMConfig(ObjectiveConfig):
     class_weights: tuple[float, ...] | None = None
     z_loss: float = 0.0
     multi_token: float = 0.3
+    scored: float | None = None
 
     def validate(self) -> None:
-        """Raises `ConfigError` for a negative weight, a smoothing outside [0, 1) or no chunk."""
+        """Raises `ConfigError` for a negative weight, a smoothing outside [0, 1), no chunk or a bad share."""
+        check_share(self.scored)
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"label_smoothing={self.label_smoothing} must be in [0, 1)")
         if self.class_weights is not None and min(self.class_weights, default=-1) < 0:
@@ -62,7 +66,8 @@ class LM:
         if self.config.chunks > 1 or model.config.reuses_head:
             model = model.with_whole_head(batch["weights"])
         output = model(batch, key=key)
-        sums = token_sums(model, output.hidden, batch, self.config.chunks, smooth=smoothing > 0)
+        scored = most_weighted(output.hidden, batch, self.config.scored)
+        sums = token_sums(model, *scored, self.config.chunks, smooth=smoothing > 0)
         count = all_sum(jnp.sum(batch["weights"]), "batch", "sequence")
         loss, metrics = sums["cross_entropy"] + self.config.z_loss * sums["z"] + output.loss * count, dict(output.metrics)
         if smoothing:
@@ -95,6 +100,28 @@ def _later(batch: Batch, places: int) -> Batch:
     if "segments" in batch:
         weights = jnp.where(ahead(batch["segments"], places) == batch["segments"], weights, 0.0)
     return {"targets": ahead(batch["targets"], places), "weights": weights}
+
+
+def check_share(scored: float | None) -> None:
+    """Raises `ConfigError` unless the share is in (0, 1], or None."""
+    if scored is not None and not 0 < scored <= 1:
+        raise ConfigError(f"scored={scored} must be in (0, 1]; None scores every token")
+
+
+def most_weighted(hidden_BTD: Array, batch: Batch, share: float | None) -> tuple[Array, Batch]:
+    """Hidden states, "targets" and "weights" of the `share` of the tokens of each row (on this device) with the greatest weights.
+
+    All of them where `share` is None. The weights are no numbers where tokens of any weight are left out.
+    """
+    if share is None:
+        return hidden_BTD, batch
+    weights_BT, num_parts = batch["weights"], ways("residual")
+    number = -(-math.ceil(share * weights_BT.shape[1]) // num_parts) * num_parts
+    top, places = jax.lax.top_k(weights_BT, min(number, weights_BT.shape[1]))
+    top = jnp.where(jnp.sum(top, axis=1) < jnp.sum(weights_BT, axis=1), jnp.nan, 1.0)[:, None] * top
+    hidden = jnp.take_along_axis(all_gather(hidden_BTD, "residual", 1), places[:, :, None], axis=1)
+    targets = jnp.take_along_axis(batch["targets"], places, axis=1)
+    return part(hidden, "residual", 1), {"targets": targets, "weights": top}
 
 
 def token_sums(model: TextModel, hidden_BTD: Array, batch: Batch, chunks: int, *, smooth: bool = False) -> dict[str, Array]:

@@ -11,7 +11,7 @@ import optax
 from lm_jax.core.config import Config, check_positive
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.types import Array
-from lm_jax.optim.groups import is_decayed, kind, map_axes
+from lm_jax.optim.groups import below, is_decayed, kind, map_axes, merge, select
 from lm_jax.optim.schedules import Schedule, ScheduleFn
 
 Params = dict[str, Any]  # nested dicts of arrays
@@ -22,11 +22,13 @@ class Optimizer(NamedTuple):
 
     `step` (int32 []) is the trainer's: the schedule has no counter of its own, so the learning rate that is logged is
     the one that was used, also after a skipped update. The state is a pytree of arrays, sharded as the parameters are.
+    `frozen` is True for the parameters that are not trained, which have no state: their gradients need not be computed.
     """
 
     init: Callable[[Params], Any]
     update: Callable[[Params, Any, Params, Array], tuple[Params, Any]]
     learning_rate: ScheduleFn
+    frozen: Any = None  # a tree of bools; None: there are none
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -40,6 +42,8 @@ class OptimizerConfig(Config):
     output head, with `decay_embeddings` to the token embedding too, never to biases, norms and position tables. The balance bias
     of a router moves by `balance_rate` against the sign of its gradient instead (Wang et al. 2024, arXiv:2408.15664). All
     arithmetic is float32. Clipping is the train step's, which has the global norm anyway: `clip_by_norm`.
+
+    `frozen` parts of the model ("embedding", "stack", "head", or paths further down) stay as they are, bit by bit.
     """
 
     learning_rate: float = 1e-3
@@ -47,6 +51,7 @@ class OptimizerConfig(Config):
     weight_decay: float = 0.1
     decay_embeddings: bool = True
     balance_rate: float = 1e-3
+    frozen: tuple[str, ...] = ()
 
     def validate(self) -> None:
         """Raises `ConfigError` for a rate out of range."""
@@ -65,8 +70,23 @@ class OptimizerConfig(Config):
     def build(self, axes: Any, num_steps: int) -> Optimizer:
         """The optimizer of a run of `num_steps` for parameters with these logical `axes`.
 
-        Raises `ConfigError` when the schedule does not fit `num_steps`.
+        Raises `ConfigError` when the schedule does not fit `num_steps`, or for frozen parts that do not exist or are all.
         """
+        if not self.frozen:
+            return self._build(axes, num_steps)
+        frozen = below(axes, self.frozen)
+        trained = select(axes, frozen, False)
+        if not trained:
+            raise ConfigError(f"frozen={self.frozen} leaves nothing to train")
+        inner = self._build(trained, num_steps)
+
+        def update(grads: Params, state: Any, params: Params, step: Array) -> tuple[Params, Any]:
+            new, state = inner.update(select(grads, frozen, False), state, select(params, frozen, False), step)
+            return merge(new, select(params, frozen)), state
+
+        return Optimizer(lambda params: inner.init(select(params, frozen, False)), update, inner.learning_rate, frozen)
+
+    def _build(self, axes: Any, num_steps: int) -> Optimizer:
         factor = self.schedule.build(1.0, num_steps)
         transform, peaks = self.transform(axes), self.peaks(axes)
         decays = map_axes(lambda names: self.weight_decay if is_decayed(names, self.decay_embeddings) else 0.0, axes)

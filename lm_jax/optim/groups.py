@@ -3,10 +3,13 @@
 `axes` is a nested dict of tuples of logical names, the tree of the parameters (`lm_jax.core.param.logical_axes`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+
+from lm_jax.core.config import nearest
+from lm_jax.core.errors import ConfigError
 
 Axes = tuple[str, ...]
 KINDS = ("matrix", "embedding", "head", "positions", "vector", "balance")
@@ -66,6 +69,31 @@ def is_decayed(axes: Axes, decay_embeddings: bool) -> bool:
 def map_axes(f: Callable[..., Any], axes: Any, *trees: Any) -> Any:
     """`jax.tree.map(f, axes, *trees)` with the tuples of names as the leaves."""
     return jax.tree.map(f, axes, *trees, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def below(tree: dict[str, Any], parts: Sequence[str]) -> dict[str, Any]:
+    """For each leaf of a nested dict whether it is (in) one of `parts`: paths such as "embedding" or "stack/block0/mixer".
+
+    Raises `ConfigError` for a part that is not there.
+    """
+    used: set[str] = set()
+
+    def visit(tree: dict[str, Any], path: str) -> dict[str, Any]:
+        found = {}
+        for name, value in tree.items():
+            here = f"{path}{name}"
+            seen.append(here)
+            inside = [part for part in parts if here == part or here.startswith(f"{part}/")]
+            used.update(inside)
+            found[name] = visit(value, f"{here}/") if isinstance(value, dict) else bool(inside)
+        return found
+
+    seen: list[str] = []
+    mask = visit(tree, "")
+    for part in parts:
+        if part not in used:
+            raise ConfigError(f"the model has no part {part!r}{nearest(part, seen if '/' in part else list(tree))}")
+    return mask
 
 
 def select(tree: dict[str, Any], mask: dict[str, Any], chosen: bool = True) -> dict[str, Any]:

@@ -192,11 +192,16 @@ class Checkpoints:
         `partial` it may name a part of the state only. Raises `StorageError` when there is no good checkpoint, or its arrays
         are not those of `like`.
         """
+        step = self.good(step)
+        return step, self.read(step, like(self.record(step)) if callable(like) else like, partial=partial)
+
+    def good(self, step: int | None = None) -> int:
+        """`step`, or the newest one, whose checkpoint is good in every bit. Raises `StorageError` where there is none."""
         candidates = self.steps()[::-1] if step is None else [step]
         for candidate in candidates:
             problems = self.verify(candidate)
             if not problems:
-                return candidate, self._read(candidate, like(self.record(candidate)) if callable(like) else like, partial)
+                return candidate
             self._on_corrupt(candidate, f"checkpoint of step {candidate} is corrupt: {problems[0]}")
             if step is not None:
                 there = f"; there are {self.steps()}" if "missing" in problems[0] else ""
@@ -207,7 +212,12 @@ class Checkpoints:
         names = [path for path in self._folder.glob("*") if path.name.isdigit() and int(path.name) == step]
         return names[0] if names else self._folder / f"{step:010d}"
 
-    def _read(self, step: int, like: Any, partial: bool) -> Any:
+    def contents(self, step: int) -> dict[str, Any]:
+        """What has the shape and dtype of each array of a checkpoint, by its path, such as "params/head/matrix"."""
+        return _named(self._checkpointer.metadata(self._path(step) / "state").item_metadata.tree)
+
+    def read(self, step: int, like: Any, *, partial: bool = False) -> Any:
+        """The state of a checkpoint that is known to be good; see `restore`."""
         ocp, path = self._ocp, self._path(step) / "state"
         saved = self._checkpointer.metadata(path).item_metadata.tree
         if like is None:

@@ -77,7 +77,8 @@ def train_step(
     finite, "finite" is 0 and parameters, optimizer state and average stay as they were, bit by bit.
     """
     key = jax.random.fold_in(key, state.step)
-    grads, terms = gradients(state.params, batch, key, graph=graph, objective=objective, accumulate=config.accumulate)
+    differentiate = functools.partial(gradients, graph=graph, objective=objective, accumulate=config.accumulate)
+    grads, terms = differentiate(state.params, batch, key, frozen=optimizer.frozen)
     axes = logical_axes(nnx.merge(graph, state.params))
     squares = jax.tree.map(_square_sum, grads, axes)
     counted = map_axes(lambda names, square: 0.0 if kind(names) == "balance" else jnp.sum(square), axes, squares)
@@ -99,19 +100,27 @@ def train_step(
 
 
 def gradients(
-    params: Params, batch: Batch, key: Array, *, graph: nnx.GraphDef, objective: Objective, accumulate: int = 1
+    params: Params,
+    batch: Batch,
+    key: Array,
+    *,
+    graph: nnx.GraphDef,
+    objective: Objective,
+    accumulate: int = 1,
+    frozen: Any = None,
 ) -> tuple[Params, dict[str, Mean]]:
     """The gradient of the mean "loss" over the whole batch, sharded as the parameters are, and every term of the objective.
 
-    Each device works on its rows in a local view; `accumulate` micro-batches are run one after another.
+    Each device works on its rows in a local view; `accumulate` micro-batches are run one after another. The gradient is 0, and is
+    not computed, where the tree of bools `frozen` says so.
     """
-    local = functools.partial(_local_gradients, graph=graph, objective=objective, accumulate=accumulate)
+    local = functools.partial(_local_gradients, graph=graph, objective=objective, accumulate=accumulate, frozen=frozen)
     shards, whole = param_specs(graph, params), PartitionSpec()
     return local_view(local, (shards, batch_specs(batch), whole), (shards, whole))(params, batch, key)
 
 
 def _local_gradients(
-    params: Params, batch: Batch, key: Array, *, graph: nnx.GraphDef, objective: Objective, accumulate: int
+    params: Params, batch: Batch, key: Array, *, graph: nnx.GraphDef, objective: Objective, accumulate: int, frozen: Any
 ) -> tuple[Params, dict[str, Mean]]:
     """`gradients` of this device's parts.
 
@@ -119,6 +128,8 @@ def _local_gradients(
     """
 
     def total(params: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Mean]]:
+        if frozen is not None:
+            params = jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, params, frozen)
         terms = objective(nnx.merge(graph, params), batch, key=key)
         return terms["loss"].sum, terms
 

@@ -1,6 +1,7 @@
 """Labelled texts, from lines of files to batches."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -58,6 +59,13 @@ def test_a_long_text_is_cut_and_counted(tmp_path):
     prepared = data(tmp_path, train="one two three four\t1\nb\t0", length=3).prepare()
     assert sorted(e.length() for e in prepared.examples["train"]) == [2, 3]
     assert prepared.record["texts cut to a row"] == 1 and "texts cut to a row: 1" in prepared.describe()
+
+
+def test_only_the_first_texts_are_read(tmp_path):
+    source = dataclasses.replace(lines(tmp_path, "c.tsv", "a\t1\n\nb\t0\nc\t1\nno label"), first=2)
+    assert [text.text for text in source.read(Counter())] == ["a", "b"]
+    with pytest.raises(ConfigError, match="first=0 must be above 0"):
+        validate_tree(dataclasses.replace(source, first=0))
 
 
 def test_what_is_held_out_does_not_train(tmp_path):

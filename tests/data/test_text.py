@@ -8,9 +8,12 @@ import pytest
 
 from lm_jax.core.config import from_json, to_json, validate_tree
 from lm_jax.core.errors import ConfigError, DataError
+from lm_jax.data.masked_words import MaskedWords
 from lm_jax.data.mixture import Stage
 from lm_jax.data.packing import Packing
+from lm_jax.data.prefixes import FillInTheMiddle, PrefixLM
 from lm_jax.data.sources import TextFiles
+from lm_jax.data.span_corruption import UL2, SpanCorruption
 from lm_jax.data.store import Corpus
 from lm_jax.data.text import PreparedText, TextData
 from lm_jax.data.tokenizers import Characters
@@ -81,6 +84,67 @@ class Vocabulary:
     vocab_size = 1234
 
 
+class Numbers:
+    vocab_size, eos = 5000, 0  # those of the stores
+
+
+DENOISERS = [MaskedWords(), SpanCorruption(), UL2(), PrefixLM(), FillInTheMiddle(rate=1.0)]
+
+
+def denoised(denoise, **settings):
+    return dataclasses.replace(in_memory(denoise=denoise, length=20, **settings), tokenizer=Numbers())
+
+
+@pytest.mark.parametrize("denoise", DENOISERS, ids=lambda denoise: type(denoise).__name__)
+def test_denoised_batches_are_those_of_the_same_rows(denoise):
+    plain, prepared = in_memory(length=20), denoised(denoise)
+    denoiser, loader = denoise.build(Numbers(), 20), prepared.train_loader()
+    for step in (0, 3, 200):  # in chunks of several steps
+        batch = loader(step)
+        np.testing.assert_array_equal(denoiser.invert(batch), plain.train_loader()(step)["targets"])
+        assert {value.shape[0] for value in batch.values()} == {4} and batch["tokens"].shape[1] == prepared.config.row_length()
+        assert prepared.config.inputs <= batch.keys() and batch["targets"].max() < prepared.num_outputs
+        assert max(batch[name].max() for name in batch if name.endswith("tokens")) < prepared.vocab_size
+        parts = [denoised(denoise).train_loader(rows)(step) for rows in (slice(0, 1), slice(1, 4))]
+        for name, value in batch.items():
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), value)
+    assert (
+        loader.fingerprint
+        != plain.train_loader().fingerprint
+        == {name: value for name, value in loader.fingerprint.items() if name != "denoise"}
+    )
+    # Evaluation: every row of the split, each time alike, also cut otherwise between processes; training: another time otherwise.
+    once, again = (list(prepared.eval_batches("validation", batch_size=2)) for _ in range(2))
+    other = [list(prepared.eval_batches("validation", batch_size=2, rows=rows)) for rows in (slice(0, 1), slice(1, 2))]
+    for number, batch in enumerate(once):
+        for name, value in batch.items():
+            np.testing.assert_array_equal(value, again[number][name])
+            np.testing.assert_array_equal(value, np.concatenate([part[number][name] for part in other]))
+    texts = [batch["targets"] for batch in plain.eval_batches("validation", batch_size=2)]
+    np.testing.assert_array_equal([denoiser.invert(batch) for batch in once], texts)
+    assert prepared.num_bytes("validation") == 0
+
+
+def test_every_epoch_is_denoised_anew():
+    prepared = denoised(MaskedWords(), batch_size=4, packing=Packing(tail="drop"), weights=(1.0, 0.0))
+    loader = prepared.train_loader()
+    masks: dict[bytes, set] = {}
+    for step in range(15 * 4):  # 15 rows an epoch
+        batch = loader(step)
+        for text, weights in zip(batch["targets"], batch["weights"], strict=True):
+            masks.setdefault(text.tobytes(), set()).add(weights.tobytes())
+    assert len(masks) == 15 and all(len(found) > 10 for found in masks.values())
+
+
+def test_what_denoising_adds_to_the_vocabulary():
+    sizes = {type(d).__name__: (denoised(d).vocab_size - 5000, denoised(d).num_outputs - 5000) for d in DENOISERS}
+    assert sizes == {
+        **{"MaskedWords": (1, 0), "SpanCorruption": (100, 100), "UL2": (103, 103)},
+        **{"PrefixLM": (0, 0), "FillInTheMiddle": (3, 3)},
+    }
+    assert denoised(UL2()).describe().splitlines()[0] == "vocabulary of 5,000 and 103 for denoising"
+
+
 def test_describe_counts_documents_tokens_and_bytes():
     lines = dataclasses.replace(in_memory(), tokenizer=Vocabulary()).describe().splitlines()
     assert lines[0] == "vocabulary of 1,234"
@@ -110,6 +174,8 @@ def test_a_row_longer_than_the_data_names_both_numbers():
         ("num_workers=0 must be above 0", {"num_workers": 0}),
         ("corpora is empty", {"corpora": ()}),
         ("two corpora have one name: a, a", {"names": "aa"}),
+        ("takes a row for one text", {"denoise": SpanCorruption(), "document_mask": True}),
+        ("need as many sentinels, not 100", {"denoise": SpanCorruption(), "length": 4096}),
         ("3 mixture weights", {"weights": (1.0, 2.0, 3.0)}),
         ("corpus 'b' is -1.0", {"weights": (1.0, -1.0)}),
         ("stages start at steps \\[0, 0\\]", {"stages": (Stage(weights=(1.0, 1.0)),)}),

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lm_jax.core.config import validate_tree
 from lm_jax.core.errors import ConfigError
+from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import split
+from lm_jax.core.sharding import Layout, shard_batch, use_mesh
 from lm_jax.objectives.lm import LMConfig
+from lm_jax.train.step import gradients
 from tests import hlo
 from tests.models_for_tests import VOCAB, batch, llama, logits
 
@@ -50,6 +54,50 @@ def test_chunks_never_hold_the_whole_logits_and_give_the_same_gradient():
         assert (f"8x4x{VOCAB}xf32" in text) == (chunks == 4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads[1], grads[4])
     assert hlo.dot_flops(jax.grad(loss), params) > 0
+
+
+def thinly_weighted_batch():
+    """4 of the 16 tokens of each row."""
+    data, rng = batch(), np.random.default_rng(3)
+    data["weights"] = rng.permuted(np.tile(np.float32([1, 0.5, 2, 1] + [0] * 12), (8, 1)), axis=1)
+    return data
+
+
+def test_logits_of_the_weighted_tokens_are_enough():
+    """The same loss and gradient, and no row of more logits than asked for; where more have weight, no number."""
+    graph, params = split(llama().build(jax.random.key(0)))
+    data, found = thinly_weighted_batch(), {}
+    for share in (None, 0.25):
+        objective = LMConfig(z_loss=0.01, scored=share).build()
+
+        def loss(params, objective=objective):
+            return objective(nnx.merge(graph, params), data)["loss"].value
+
+        step = jax.jit(jax.value_and_grad(loss))
+        found[share] = step(params)
+        text = step.lower(params).as_text()
+        assert (f"8x16x{VOCAB}xf32" in text) == (share is None) and (f"8x4x{VOCAB}xf32" in text) == (share is not None)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found[None], found[0.25])
+    assert np.isnan(LMConfig(scored=0.1).build()(nnx.merge(graph, params), data)["loss"].value)
+    with pytest.raises(ConfigError, match=r"scored=0\.0 must be in"):
+        validate_tree(LMConfig(scored=0.0))
+
+
+@pytest.mark.slow
+def test_logits_of_the_weighted_tokens_on_a_mesh():
+    data, found = thinly_weighted_batch(), []
+    for mesh in (MeshShape(dp=1), MeshShape(dp=1, fsdp=2, cp=2, tp=2)):
+        devices, layout = mesh.build(), Layout()
+        with use_mesh(devices, layout):
+            graph, params = split(jax.jit(llama().build)(jax.random.key(0)))
+            objective = LMConfig(scored=0.5).build()
+            step = jax.jit(
+                lambda params, data, graph=graph, f=objective: gradients(params, data, jax.random.key(0), graph=graph, objective=f)
+            )
+            found.append(step(params, shard_batch(data, devices, layout)))
+    (grads, terms), (mesh_grads, mesh_terms) = found
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), mesh_grads, grads)
+    np.testing.assert_allclose(mesh_terms["loss"].value, terms["loss"].value, rtol=1e-6)
 
 
 def test_chunks_must_divide_the_row():
