@@ -15,9 +15,9 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-# What a model may read of it, its `inputs`: tokens memory_tokens images mels. Beside them segments positions (also memory_...)
-# prefix token_types, and targets weights. `targets` of data, models, objectives and evals say what the targets are, in words of
-# this list: "next words", "masked words", "classes".
+# What a model may read of it, its `inputs`: tokens memory_tokens images mels windows negatives. Beside them segments positions
+# (also memory_...) prefix token_types, and targets weights. `targets` of data, models, objectives and evals say what the targets
+# are, in words of this list: "next words", "masked words", "classes", "context words".
 Batch = dict[str, Any]
 
 
