@@ -50,6 +50,10 @@ def abstract_step(experiment: Experiment, num_devices: int):
         }
         if experiment.data.masks_documents():
             batch |= {name: batch["tokens"] for name in ("segments", "positions")}
+        if "windows" in experiment.model.inputs:
+            sizes = {"windows": (*shape, shape[1], jnp.float32), "negatives": (shape[0], experiment.data.noise, jnp.int32)}
+            where = {"windows": spec("batch", "sequence", None), "negatives": spec("batch", None)}
+            batch |= {n: jax.ShapeDtypeStruct(s[:-1], s[-1], sharding=NamedSharding(mesh, where[n])) for n, s in sizes.items()}
 
         def step(state, batch, key):
             objective = experiment.objective.build()

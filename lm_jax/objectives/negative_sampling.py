@@ -56,7 +56,7 @@ class NegativeSampling:
         pairs_BT = jnp.sum(pairs_BTS, axis=-1)
         told_BT = jnp.sum(pairs_BTS * jax.nn.softplus(-scores_BTS), axis=-1)
         noise_BT = pairs_BT * jnp.mean(jax.nn.softplus(noise_BTK), axis=-1)
-        right_BT = jnp.sum(pairs_BTS * (scores_BTS > 0), axis=-1)
+        right_BT = jnp.sum(jnp.where(scores_BTS > 0, pairs_BTS, 0.0), axis=-1)
         count = self._total(pairs_BT)
         return {
             "loss": Mean(self._total(told_BT + self.config.negatives * noise_BT), count),
