@@ -169,7 +169,7 @@ class WordTokenizer(Tokenizer):
     line ends is not kept: decoding puts one space between words, none beside Chinese characters.
     """
 
-    eos = 0
+    eos, unknown = 0, 1
 
     def __init__(self, words: list[str], lowercase: bool, split: str):
         self._words, self._lowercase, self._split = words, lowercase, split
