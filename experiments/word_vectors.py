@@ -55,7 +55,7 @@ def get_config(arg: str = "") -> Experiment:
             schedule=Schedule(shape="linear", warmup_steps=0, final_ratio=0.0),
         ),
         step=StepConfig(clip_norm=None),
-        train=TrainConfig(num_steps=2 if smoke else 2000),
+        train=TrainConfig(num_steps=2 if smoke else 1500),
         checkpoint=CheckpointConfig(every=0),
         evals=() if smoke else (WordSimilarityConfig(paths=files, every=500),),
         samples=None,

@@ -47,15 +47,7 @@ class WordSimilarityConfig(EvalConfig):
         """See `EvalConfig.scores`."""
         vectors = unit_vectors(graph, params)
         for path in (file for name in self.paths for file in find(name)):
-            pairs, people = read_pairs(path)
-            ids = [tuple(word_id(data.tokenizer, word) for word in pair) for pair in pairs]
-            known = np.array([None not in pair for pair in ids])
-            yield f"{path.stem}/pairs", float(known.sum())
-            yield f"{path.stem}/missing", float(len(known) - known.sum())
-            if known.sum() > 1:
-                one, other = np.array([pair for pair in ids if None not in pair]).T
-                cosines = np.sum(vectors[one] * vectors[other], axis=1)
-                yield path.stem, spearman(people[known], cosines)
+            yield from agreement(vectors, data.tokenizer, path)
         for query in self.queries:
             number = word_id(data.tokenizer, query)
             if number is not None:
@@ -67,12 +59,29 @@ class WordSimilarityConfig(EvalConfig):
         return [data.tokenizer.decode([i]) for i in np.argsort(-cosines)[: self.nearest].tolist()]
 
 
+def agreement(vectors: np.ndarray, tokenizer: Tokenizer, path: Path) -> Iterator[tuple[str, float]]:
+    """Yields the (name, value) pairs of one file (see `WordSimilarityConfig`) for unit vectors [V, D]; no correlation for fewer
+    than two known pairs."""
+    pairs, people = read_pairs(path)
+    ids = [tuple(word_id(tokenizer, word) for word in pair) for pair in pairs]
+    known = np.array([None not in pair for pair in ids], bool)
+    yield f"{path.stem}/pairs", float(known.sum())
+    yield f"{path.stem}/missing", float(len(known) - known.sum())
+    if known.sum() > 1:
+        one, other = np.array([pair for pair in ids if None not in pair]).T
+        yield path.stem, spearman(people[known], np.sum(vectors[one] * vectors[other], axis=1))
+
+
 def unit_vectors(graph: nnx.GraphDef, params: Params) -> np.ndarray:
     """float32 [V, D]: the embedding of a model, each vector divided by its norm."""
     table = nnx.merge(graph, params).embedding.table[...]
     if not jax.sharding.get_abstract_mesh().empty:
         table = jax.sharding.reshard(table, PartitionSpec())
-    vectors = np.asarray(table, np.float32)
+    return normalised(np.asarray(table, np.float32))
+
+
+def normalised(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [V, D], each divided by its norm; 0 stays 0."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
 
 
