@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
+import jax
 import numpy as np
 
 from lm_jax.core.config import check_positive
@@ -59,6 +60,15 @@ class WordWindows(DataConfig):
     def masks_documents(self) -> bool:
         """Whether batches carry "segments" and "positions": no, "windows" end where documents do."""
         return False
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """See `DataConfig.shapes`."""
+        B, T = self.batch_size, self.length
+        return {
+            "tokens": jax.ShapeDtypeStruct((B, T), np.int32),
+            "windows": jax.ShapeDtypeStruct((B, T, T), np.float32),
+            "negatives": jax.ShapeDtypeStruct((B, self.noise), np.int32),
+        }
 
     def prepare(self, progress: Callable[..., Any] | None = None) -> "PreparedWords":
         """See `DataConfig.prepare`."""
