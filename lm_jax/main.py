@@ -64,6 +64,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Callable]]:
     sub = add("data", _data, "audit every token, or show the documents of a step", config=True)
     sub.add_argument("what", choices=("audit", "show"))
     sub.add_argument("--step", type=int, default=0, help="for show: which step's batch")
+    sub = add("ngram", _ngram, "count and score an n-gram model of an experiment's text", config=True)
+    sub.add_argument("--order", type=int, default=5, help="tokens of the longest n-grams")
+    sub.add_argument("--split", default="validation", help="the split to score")
     sub = add("import", _import, "make a run from a directory of Hugging Face", config=True, workdir=True)
     sub.add_argument("--from", dest="folder", type=Path, required=True, help="holds config.json and safetensors")
     sub.add_argument("--tokenizer", type=Path, help="a tokenizer.json or SentencePiece model; by default that of the directory")
@@ -177,6 +180,17 @@ def _data(options: argparse.Namespace, configs: list[str]) -> int:
         raise ConfigError("data audit and data show are for corpora of running text (TextData)")
     for line in audit(data) if options.what == "audit" else show(data, options.step):
         print(line)
+    return 0
+
+
+def _ngram(options: argparse.Namespace, configs: list[str]) -> int:
+    _quiet()
+    from lm_jax.config import load_experiment
+    from lm_jax.counting import ngram
+    from lm_jax.models.ngram import NGramConfig
+
+    for line in ngram(load_experiment(configs), NGramConfig(order=options.order), options.split):
+        print(line, flush=True)
     return 0
 
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
@@ -16,7 +15,7 @@ from lm_jax.config import Experiment, load_experiment
 from lm_jax.core.config import from_json, to_json, validate_tree
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.mesh import MeshShape
-from lm_jax.core.sharding import spec, use_mesh
+from lm_jax.core.sharding import batch_specs, use_mesh
 from lm_jax.train.step import train_step
 
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -42,14 +41,11 @@ def abstract_step(experiment: Experiment, num_devices: int):
         built = parts.build(experiment)
         key = jax.eval_shape(lambda: jax.random.key(0))
         state = jax.eval_shape(lambda key: parts.initial_state(experiment, built, key), key)
-        shape = (experiment.data.batch_size, experiment.data.length)
-        sharding = NamedSharding(mesh, spec("batch", "sequence"))
+        shapes = experiment.data.shapes()
         batch = {
-            name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-            for name, dtype in (("tokens", jnp.int32), ("targets", jnp.int32), ("weights", jnp.float32))
+            name: jax.ShapeDtypeStruct(shapes[name].shape, shapes[name].dtype, sharding=NamedSharding(mesh, where))
+            for name, where in batch_specs(shapes).items()
         }
-        if experiment.data.masks_documents():
-            batch |= {name: batch["tokens"] for name in ("segments", "positions")}
 
         def step(state, batch, key):
             objective = experiment.objective.build()

@@ -92,6 +92,14 @@ def test_prepare_audit_and_show(config, capsys):
     assert "text.txt" in capsys.readouterr().out
 
 
+def test_ngram_scores_as_eval_does_and_names_bad_input(config, capsys):
+    assert main(["ngram", f"--config={config}", "--order=3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("order 1: ") and lines[-2].startswith("validation loss=") and "bits_per_byte=" in lines[-2]
+    assert "order=0" in fails(capsys, ["ngram", f"--config={config}", "--order=0"], 2)
+    assert "'validation'" in fails(capsys, ["ngram", f"--config={config}", "--split=validaton"], 65)
+
+
 @pytest.mark.parametrize(
     "override, words",
     [

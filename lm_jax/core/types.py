@@ -5,7 +5,7 @@ Tensor names carry their axes: `x_BTD`, `q_BTNH`. Einsum strings use the same le
     B batch           T query positions    S memory positions   D model width
     N query heads     K key-value heads    H head size          G query heads per key-value head
     F feed-forward    V vocabulary         E experts            C capacity
-    L layers          P patches            M mel bins
+    L layers          P patches            M mel bins         A size of a hidden vector of scores
 """
 
 from typing import Any, NamedTuple
@@ -15,9 +15,11 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-# What a model may read of it, its `inputs`: tokens memory_tokens images mels prefix. Beside them segments positions
-# (also memory_...) token_types, and targets weights. `targets` of data, models, objectives and evals say what the targets are, in
-# words of this list: "next words", "masked words", "classes".
+# What a model may read of it, its `inputs`: tokens features prefix memory_tokens images mels waves windows negatives. Beside them
+# segments positions (also memory_...) token_types, samples (how many of the waves are no padding), and targets weights. `targets`
+# of data, models, objectives and evals say what the targets are, in words of this list: "next words", "masked words", "classes",
+# "tags", "spans", "transcripts", "context words", "pairs" (which text of the batch belongs to which image), "captioned pairs" (both
+# that and the next words).
 Batch = dict[str, Any]
 
 

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
+import jax
+import jax.numpy as jnp
+
 from lm_jax.core.config import Config, check_positive
 from lm_jax.core.types import Batch
 from lm_jax.data.tokenizers import Tokenizer
@@ -100,6 +103,14 @@ class DataConfig(Config):
     def masks_documents(self) -> bool:
         """Whether batches carry "segments" and "positions"."""
         raise NotImplementedError
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of the arrays of a training batch: what can be checked before there is any data."""
+        rows = (self.batch_size, self.length)
+        names = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
+        if self.masks_documents():
+            names |= {"segments": jnp.int32, "positions": jnp.int32}
+        return {name: jax.ShapeDtypeStruct(rows, dtype) for name, dtype in names.items()}
 
     def prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[int]], Batch]:
         """What a model goes on from, given each text: the first tokens of what it writes, and what its encoder reads of each.

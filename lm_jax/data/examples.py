@@ -15,7 +15,7 @@ Batch = dict[str, np.ndarray]
 
 
 class Example(NamedTuple):
-    """One example: arrays with an entry for each token, by their names in a batch.
+    """One example: arrays with an entry (or several: [n, ...]) for each token, by their names in a batch.
 
     "tokens", "targets" and "weights" are of one length; those whose names begin with "memory_" (what an encoder reads) of another.
     """
@@ -63,26 +63,31 @@ class Rows:
         return len(self.rows)
 
     def fill(self, rows: Sequence[int]) -> Batch:
-        """Arrays [rows, length] of these rows, with "segments" (1 is the first example of a row, 0 is padding) and "positions"
+        """Arrays [rows, length, ...] of these rows, with "segments" (1 is the first example of a row, 0 is padding) and "positions"
         for each kind; -1 is a row of padding only."""
         batch: Batch = {}
         for name, value in self.examples[0].arrays.items():
-            batch[name] = np.zeros((len(rows), self.capacity[_kind(name)]), value.dtype)
+            batch[name] = np.zeros((len(rows), self.capacity[_kind(name)], *value.shape[1:]), value.dtype)
         for prefix, size in self.capacity.items():
             batch[f"{prefix}segments"] = np.zeros((len(rows), size), np.int32)
             batch[f"{prefix}positions"] = np.zeros((len(rows), size), np.int32)
         for at, row in enumerate(rows):
-            used = dict.fromkeys(self.capacity, 0)
-            for segment, number in enumerate(self.rows[row] if row >= 0 else (), start=1):
-                example = self.examples[number]
-                spans = {prefix: slice(start, start + example.length(prefix)) for prefix, start in used.items()}
-                for name, value in example.arrays.items():
+            for segment, (number, spans) in enumerate(self.spans(row), start=1):
+                for name, value in self.examples[number].arrays.items():
                     batch[name][at, spans[_kind(name)]] = value
                 for prefix, span in spans.items():
                     batch[f"{prefix}segments"][at, span] = segment
                     batch[f"{prefix}positions"][at, span] = np.arange(span.stop - span.start)
-                    used[prefix] = span.stop
         return batch
+
+    def spans(self, row: int) -> Iterator[tuple[int, dict[str, slice]]]:
+        """Yields the number of each example of a row, and where its tokens stand there, by prefix. Nothing for a row of padding."""
+        used = dict.fromkeys(self.capacity, 0)
+        for number in self.rows[row] if 0 <= row < len(self.rows) else ():
+            example = self.examples[number]
+            spans = {prefix: slice(start, start + example.length(prefix)) for prefix, start in used.items()}
+            used = {prefix: span.stop for prefix, span in spans.items()}
+            yield number, spans
 
     @property
     def hash(self) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 
 from lm_jax.core.config import check_choice, check_positive
 from lm_jax.core.errors import ConfigError, DataError
-from lm_jax.data.examples import Example
+from lm_jax.data.examples import Example, ExampleLoader, Rows
+from lm_jax.data.shuffle import permute
 from lm_jax.data.sources import Counts, FileSource, read_text
 from lm_jax.data.supervised import ExampleData, PreparedExamples, numbered
 from lm_jax.data.tokenizers import Tokenizer
@@ -70,6 +71,9 @@ class LabelledText(ExampleData):
 
     A text is an end-of-document token, whose hidden state stands for it, and its tokens, cut to `length` in all (counted). The
     classes are the labels of `train`. In a batch "targets" and "weights" are those of the first token of a text, else 0.
+
+    With `balanced` all classes are equally frequent in training: an epoch has as many examples of each as the largest class has,
+    so that each example of a small class comes several times.
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"classes"})
@@ -77,6 +81,7 @@ class LabelledText(ExampleData):
     train: LabelledLines
     validation: LabelledLines | None = None
     test: LabelledLines | None = None
+    balanced: bool = False
 
     def make(self, items: dict[str, list[Labelled]], counts: Counts) -> "PreparedLabelled":
         """See `ExampleData.make`. Raises `DataError` for a label that `train` lacks."""
@@ -111,3 +116,25 @@ class PreparedLabelled(PreparedExamples):
     def outputs(self) -> str:
         """See `PreparedExamples.outputs`."""
         return f"{super().outputs()}; {self.num_outputs} classes: {', '.join(self.classes)}"
+
+    def train_loader(self, rows: slice = slice(None)) -> ExampleLoader:
+        """See `Prepared.train_loader`."""
+        if not self.config.balanced:
+            return super().train_loader(rows)
+        examples = self.require("train")
+        packed = Rows(balanced(examples, self.config.seed), self.config.capacity())
+        return ExampleLoader(packed, batch_size=self.config.batch_size, seed=self.config.seed, local=rows)
+
+
+def balanced(examples: list[Example], seed: int) -> list[Example]:
+    """As many examples of each class (the target of the first token) as the largest has: those of smaller ones in turn, in an order
+    that `seed` draws, so that their numbers differ by one at most."""
+    members: dict[int, list[Example]] = {}
+    for example in examples:
+        members.setdefault(int(example.arrays["targets"][0]), []).append(example)
+    size = max(map(len, members.values()))
+    chosen = []
+    for target, own in sorted(members.items()):
+        order = permute(np.arange(len(own)), len(own), seed=seed, epoch=target)
+        chosen += [own[i] for i in np.resize(order, size).tolist()]
+    return chosen

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
+import jax
 import numpy as np
 
 from lm_jax.core.config import Config, check_choice, check_positive
@@ -14,6 +15,8 @@ from lm_jax.data.examples import Example
 from lm_jax.data.sources import Counts, Document, Source
 from lm_jax.data.supervised import ExampleData, PreparedExamples
 from lm_jax.data.tokenizers import Tokenizer
+
+_SHAPES = 16  # lengths that programs are compiled for are multiples of it
 
 
 class Pair(NamedTuple):
@@ -67,19 +70,41 @@ def _by_place(documents: Iterable[Document]) -> dict[tuple[int, int], Document]:
 
 
 @dataclasses.dataclass(kw_only=True)
-class PairedText(ExampleData):
-    """Pairs of texts, for a model that reads the one and writes the other; see `ExampleData`.
+class PairData(ExampleData):
+    """Base of the data made of pairs; one tokenizer is for both sides."""
 
-    A row has room for `memory_length` tokens of sources and `length` of targets. A source ends with the end-of-document token; a
-    target begins and ends with it. What is longer is cut (counted). One tokenizer is for both sides.
-    """
-
-    inputs: ClassVar[frozenset[str]] = frozenset({"tokens", "memory_tokens"})
     targets: ClassVar[frozenset[str]] = frozenset({"next words"})
 
     train: Pairs
     validation: Pairs | None = None
     test: Pairs | None = None
+
+    def make(self, items: dict[str, list[Pair]], counts: Counts) -> "PreparedPairs":
+        """See `ExampleData.make`."""
+        sides = ((pair.source, pair.target) for pair in items["train"])
+        tokenizer = self.tokenizer.train(itertools.chain.from_iterable(sides))
+        examples = {}
+        for split, pairs in items.items():
+            sources, targets = (tokenizer.encode_batch([pair[side] for pair in pairs]) for side in (1, 2))
+            ids = zip(pairs, sources, targets, strict=True)
+            examples[split] = [Example(pair.name, self.arrays(*sides, tokenizer, counts)) for pair, *sides in ids]
+        return PreparedPairs(config=self, tokenizer=tokenizer, examples=examples, pairs=items)
+
+    def arrays(self, source: np.ndarray, target: np.ndarray, tokenizer: Tokenizer, counts: Counts) -> dict[str, np.ndarray]:
+        """The example of a pair, given as token ids."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(kw_only=True)
+class PairedText(PairData):
+    """Pairs of texts for a model that reads the one and writes the other; see `ExampleData`.
+
+    A row has room for `memory_length` tokens of sources and `length` of targets. A source ends with the end-of-document token; a
+    target begins and ends with it. What is longer is cut (counted).
+    """
+
+    inputs: ClassVar[frozenset[str]] = frozenset({"tokens", "memory_tokens"})
+
     memory_length: int = 256
 
     def validate(self) -> None:
@@ -91,10 +116,15 @@ class PairedText(ExampleData):
         """See `ExampleData.capacity`."""
         return {"": self.length, "memory_": self.memory_length}
 
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """See `DataConfig.shapes`."""
+        memory = jax.ShapeDtypeStruct((self.batch_size, self.memory_length), np.int32)
+        return super().shapes() | {f"memory_{name}": memory for name in ("tokens", "segments", "positions")}
+
     def prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[int]], Batch]:
         """See `DataConfig.prompts`: targets begin with the end-of-document token, an encoder reads the texts."""
         sources = [self._source(ids, tokenizer) for ids in tokenizer.encode_batch(texts)]
-        longest = max(map(len, sources))
+        longest = min(-(-max(map(len, sources)) // _SHAPES) * _SHAPES, self.memory_length)
         pad = lambda rows: np.stack([np.pad(row, (0, longest - len(row))) for row in rows])  # noqa: E731
         batch = {"memory_tokens": pad(sources), "memory_segments": pad([np.ones_like(source) for source in sources])}
         return [[tokenizer.eos] for _ in texts], batch
@@ -102,26 +132,44 @@ class PairedText(ExampleData):
     def _source(self, ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
         return np.append(ids[: self.memory_length - 1], tokenizer.eos).astype(np.int32)
 
-    def make(self, items: dict[str, list[Pair]], counts: Counts) -> "PreparedPairs":
-        """See `ExampleData.make`."""
-        sides = ((pair.source, pair.target) for pair in items["train"])
-        tokenizer = self.tokenizer.train(itertools.chain.from_iterable(sides))
-        examples = {split: list(self._examples(pairs, tokenizer, counts)) for split, pairs in items.items()}
-        return PreparedPairs(config=self, tokenizer=tokenizer, examples=examples, pairs=items)
+    def arrays(self, source: np.ndarray, target: np.ndarray, tokenizer: Tokenizer, counts: Counts) -> dict[str, np.ndarray]:
+        """See `PairData.arrays`."""
+        counts["sources cut to a row"] += len(source) >= self.memory_length
+        counts["targets cut to a row"] += len(target) >= self.length
+        return {"memory_tokens": self._source(source, tokenizer), **written(target, tokenizer.eos, self.length)}
 
-    def _examples(self, pairs: list[Pair], tokenizer: Tokenizer, counts: Counts) -> Iterator[Example]:
-        sources = tokenizer.encode_batch([pair.source for pair in pairs])
-        targets = tokenizer.encode_batch([pair.target for pair in pairs])
-        for pair, source, target in zip(pairs, sources, targets, strict=True):
-            counts["sources cut to a row"] += len(source) >= self.memory_length
-            counts["targets cut to a row"] += len(target) >= self.length
-            yield Example(
-                pair.name,
-                {
-                    "memory_tokens": self._source(source, tokenizer),
-                    **written(target, tokenizer.eos, self.length),
-                },
-            )
+
+@dataclasses.dataclass(kw_only=True)
+class PromptedText(PairData):
+    """Pairs of texts for a model of the next word: it reads the source as a prompt and learns to go on with the target.
+
+    An example is a document: `before`, the source, `between`, the target. Only the target and the end of the document have
+    weight. A source that leaves less than half of a row to the target is cut to that; then what is longer than a row is cut (both
+    counted). `before` and `between` are the template of a chat: who speaks.
+    """
+
+    before: str = ""
+    between: str = "\n"
+
+    def prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[int]], Batch]:
+        """See `DataConfig.prompts`: the documents up to where the targets begin."""
+        return [self._prompt(ids, tokenizer)[0].tolist() for ids in tokenizer.encode_batch(texts)], {}
+
+    def _prompt(self, source: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, bool]:
+        """The tokens of a prompt, and whether its source was cut."""
+        before, between = tokenizer.encode(self.before), tokenizer.encode(self.between)
+        room = max(self.length // 2 - len(before) - len(between) - 1, 0)
+        prompt = np.concatenate([[tokenizer.eos], before, source[:room], between]).astype(np.int32)
+        return prompt, len(source) > room
+
+    def arrays(self, source: np.ndarray, target: np.ndarray, tokenizer: Tokenizer, counts: Counts) -> dict[str, np.ndarray]:
+        """See `PairData.arrays`."""
+        prompt, cut = self._prompt(source, tokenizer)
+        counts["sources cut to half a row"] += cut
+        counts["targets cut to a row"] += len(prompt) + len(target) > self.length
+        example = written(np.concatenate([prompt[1:], target]), tokenizer.eos, self.length)
+        example["weights"][: len(prompt) - 1] = 0.0
+        return example
 
 
 def written(ids: np.ndarray, eos: int, length: int) -> dict[str, np.ndarray]:
@@ -141,12 +189,12 @@ class PreparedPairs(PreparedExamples):
         """See `PreparedExamples.num_bytes`."""
         return sum(len(pair.target.encode()) for pair in self.pairs[split])
 
-    def references(self, split: str) -> list[str]:
-        """The texts that the examples of a split should be answered with, in their order."""
+    def references(self, split: str) -> list[list[str]]:
+        """The texts that each example of a split may be answered with, in order."""
         self.require(split)
-        return [pair.target for pair in self.pairs[split]]
+        return [[pair.target] for pair in self.pairs[split]]
 
-    def prompts(self, split: str) -> list[str]:
+    def sources(self, split: str) -> list[str]:
         """What they are answers to."""
         self.require(split)
         return [pair.source for pair in self.pairs[split]]

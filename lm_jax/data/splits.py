@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 
 from lm_jax.core.config import Config
@@ -65,6 +66,35 @@ class HashSplit(Shares):
             place = int.from_bytes(digest[:8], "big") / 2**64
             held = self.validation + self.test
             yield "test" if place < self.test else "validation" if place < held else "train", document
+
+
+@dataclasses.dataclass(kw_only=True)
+class NamedSplit(Split):
+    """A document's split follows from its name: what the one group of the regular expression `pattern` finds in it is among those
+    of `validation`, of `test`, or of neither."""
+
+    pattern: str
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for an expression without its one group, or what is held out twice."""
+        try:
+            groups = re.compile(self.pattern).groups
+        except re.error as error:
+            raise ConfigError(f"pattern={self.pattern!r} is no regular expression: {error}") from error
+        if groups != 1:
+            raise ConfigError(f"pattern={self.pattern!r} has {groups} groups; put ( ) around the part that says which split")
+        if twice := set(self.validation) & set(self.test):
+            raise ConfigError(f"{sorted(twice)} are in both validation and test")
+
+    def assign(self, documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
+        """See `Split.assign`. Raises `DataError` for a name in which the pattern finds nothing."""
+        for document in documents:
+            found = re.search(self.pattern, document.name)
+            if found is None:
+                raise DataError(f"split.pattern={self.pattern!r} finds nothing in the name {document.name!r}")
+            yield "test" if found[1] in self.test else "validation" if found[1] in self.validation else "train", document
 
 
 @dataclasses.dataclass(kw_only=True)

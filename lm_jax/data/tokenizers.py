@@ -169,7 +169,7 @@ class WordTokenizer(Tokenizer):
     line ends is not kept: decoding puts one space between words, none beside Chinese characters.
     """
 
-    eos = 0
+    eos, unknown = 0, 1
 
     def __init__(self, words: list[str], lowercase: bool, split: str):
         self._words, self._lowercase, self._split = words, lowercase, split
@@ -196,6 +196,11 @@ def split_words(text: str, lowercase: bool, split: str) -> list[str]:
     """The words of `text`, by "words" (see `_WORD`) or by "whitespace"."""
     text = text.lower() if lowercase else text
     return text.split() if split == "whitespace" else _WORD.findall(text)
+
+
+def word_places(text: str) -> list[tuple[int, int]]:
+    """The characters (first, end) of the words of `text` (see `_WORD`), line ends left out."""
+    return [match.span() for match in _WORD.finditer(text) if match[0] != "\n"]
 
 
 @dataclasses.dataclass(kw_only=True)

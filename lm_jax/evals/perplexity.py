@@ -54,7 +54,25 @@ class PerplexityConfig(EvalConfig):
         """See `EvalConfig.scores`."""
         slide = {} if self.stride is None else {"stride": self.stride}
         batches = data.eval_batches(self.split, batch_size=self.batch_size, length=self.length, rows=rows, **slide)
-        return perplexity(graph, params, map(put, batches), data.num_bytes(self.split), self.chunks, self.scored)
+        return perplexity(from_logits(graph, params, self.chunks, self.scored), map(put, batches), data.num_bytes(self.split))
+
+
+Score = Callable[[Batch], Mean]  # of a batch: the sum of -log p of its targets in nats, and their number, both by "weights"
+
+
+def from_logits(graph: nnx.GraphDef, params: Params, chunks: int = 1, scored: float | None = None) -> Score:
+    """How a neural model scores; `chunks` and `scored` are as in `LMConfig`. Sums are float32, on the device."""
+    return lambda batch: _batch_sums(params, batch, graph=graph, chunks=chunks, scored=scored)
+
+
+def from_log_probs(log_probs: Callable[[Batch], np.ndarray]) -> Score:
+    """How a model scores that says the natural logarithms [B, T] of the probabilities of a batch's targets."""
+
+    def score(batch: Batch) -> Mean:
+        weights = np.asarray(batch["weights"], np.float64)
+        return Mean(-np.sum(log_probs(batch) * weights), np.sum(weights))
+
+    return score
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "chunks", "scored"))
@@ -70,24 +88,17 @@ def _batch_sums(params: Params, batch: Batch, *, graph: nnx.GraphDef, chunks: in
     return local_view(local, (shards, batch_specs(batch)), PartitionSpec())(params, batch)
 
 
-def perplexity(
-    graph: nnx.GraphDef,
-    params: Params,
-    batches: Iterable[Batch],
-    num_bytes: int,
-    chunks: int = 1,
-    scored: float | None = None,
-) -> Iterator[tuple[str, float]]:
-    """Yields (name, value) of the model's score on `batches`, which cover a split of `num_bytes` bytes of UTF-8 text.
+def perplexity(score: Score, batches: Iterable[Batch], num_bytes: int) -> Iterator[tuple[str, float]]:
+    """Yields (name, value) of a model's score on `batches`, which cover a split of `num_bytes` bytes of UTF-8 text.
 
     "loss" and "bits_per_token" are means over the tokens, in nats and bits; "perplexity" is exp(loss);
     "bits_per_byte" is the total in bits over `num_bytes`, comparable between tokenizers; "num_tokens" is their number.
-    Batch sums are float32 on the device and added in float64 here.
+    The sums of the batches are added in float64 here.
     """
     pending: list[Mean] = []
     total, count = 0.0, 0.0
     for batch in batches:
-        pending.append(_batch_sums(params, batch, graph=graph, chunks=chunks, scored=scored))
+        pending.append(score(batch))
         if len(pending) > 2:  # read behind the device, so that it never waits
             total, count = _add(total, count, pending.pop(0))
     for term in pending:

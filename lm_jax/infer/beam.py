@@ -50,7 +50,6 @@ def _beam_search(
     def local(params: Params, prompts_BP: Array, weights_BP: Array, penalty: Array, inputs: Batch) -> tuple[Array, Array]:
         model = nnx.merge(graph, params)
         B, P = prompts_BP.shape
-        normed = lambda score, length: score / length**penalty  # noqa: E731
 
         def decode(tokens_BT: Array, state: DecodeState, *weights: Array) -> tuple[Array, DecodeState]:
             logits, state = model.decode(tokens_BT, state, *weights)
@@ -61,25 +60,23 @@ def _beam_search(
             logits = search.logits_BKV
             if num_tokens is not None:
                 logits = jnp.where(jnp.arange(V) < num_tokens, logits, -jnp.inf)
-            scores_BKV = search.alive_BK[:, :, None] + jax.nn.log_softmax(logits)
-            # Those that end here compete with those that have ended; all others for staying alive.
-            ended, results = _best(
-                jnp.concatenate([search.ended_BK, normed(scores_BKV[:, :, eos], i + 1.0)], axis=1),
-                jnp.concatenate([search.results_BKM, search.tokens_BKM], axis=1),
-                K,
-            )
-            going = jnp.where(jnp.arange(V) == eos, -jnp.inf, scores_BKV).reshape(B, K * V)
-            alive_BK, best_BK = jax.lax.top_k(going, K)
-            from_BK, new_BK = best_BK // V, (best_BK % V).astype(jnp.int32)
-            tokens = jnp.take_along_axis(search.tokens_BKM, from_BK[:, :, None], axis=1).at[:, :, i].set(new_BK)
-            state = model.take_rows(search.state, (jnp.arange(B)[:, None] * K + from_BK).reshape(-1))
-            logits, state = decode(new_BK.reshape(-1, 1), state)
-            return _Search(i + 1, logits.reshape(B, K, V), state, alive_BK, tokens, ended, results)
+            scores = (search.alive_BK[:, :, None] + jax.nn.log_softmax(logits)).reshape(B, K * V)
+            # Of K hypotheses at most K end here, so that twice as many candidates hold K that go on.
+            scores_BN, best_BN = jax.lax.top_k(scores, 2 * K)
+            from_BN, new_BN = best_BN // V, (best_BN % V).astype(jnp.int32)
+            tokens_BNM, ends_BN = jnp.take_along_axis(search.tokens_BKM, from_BN[:, :, None], axis=1), new_BN == eos
+            likely = jnp.arange(2 * K)[None, :] < K
+            worth_BN = jnp.where(ends_BN & likely, scores_BN / (i + 1).astype(jnp.float32) ** penalty, -jnp.inf)
+            ended = _best(K, (search.ended_BK, worth_BN), (search.results_BKM, tokens_BNM))
+            alive_BK, at_BK = jax.lax.top_k(jnp.where(ends_BN, -jnp.inf, scores_BN), K)
+            new_BK = jnp.take_along_axis(new_BN, at_BK, axis=1)
+            tokens = jnp.take_along_axis(tokens_BNM, at_BK[:, :, None], axis=1).at[:, :, i].set(new_BK)
+            rows = jnp.arange(B)[:, None] * K + jnp.take_along_axis(from_BN, at_BK, axis=1)
+            logits, state = decode(new_BK.reshape(-1, 1), model.take_rows(search.state, rows.reshape(-1)))
+            return _Search(i + 1, logits.reshape(B, K, V), state, alive_BK, tokens, *ended)
 
         def goes_on(search: _Search) -> Array:
-            # A score can only fall; where the penalty makes long texts better, by no more than their full length does.
-            hope_B = normed(search.alive_BK[:, 0], jnp.where(penalty > 0, float(M), search.step + 1.0))
-            return (search.step < M) & jnp.any(hope_B > search.ended_BK[:, -1])
+            return (search.step < M) & jnp.any(jnp.isneginf(search.ended_BK[:, -1]))
 
         more = {"inputs": inputs} if inputs else {}
         logits, state = decode(prompts_BP, model.init_cache(B, P + M, context, **more), weights_BP)
@@ -95,19 +92,19 @@ def _beam_search(
         )
         search = jax.lax.while_loop(goes_on, body, search)
         # A row of which nothing has ended gives what is alive.
-        alive = jnp.where(jnp.isneginf(search.ended_BK[:, :1]), normed(search.alive_BK, float(M)), -jnp.inf)
-        return _best(
-            jnp.concatenate([search.ended_BK, alive], axis=1), jnp.concatenate([search.results_BKM, search.tokens_BKM], axis=1), K
-        )
+        alive = search.alive_BK / jnp.float32(M) ** penalty
+        alive = jnp.where(jnp.isneginf(search.ended_BK[:, :1]), alive, -jnp.inf)
+        return _best(K, (search.ended_BK, alive), (search.results_BKM, search.tokens_BKM))
 
     whole = PartitionSpec()
     on_mesh = local_view(local, (param_specs(graph, params), whole, whole, whole, whole), whole, check=False)
     return on_mesh(params, prompts_BP, weights_BP, penalty, inputs)
 
 
-def _best(scores_BN: Array, tokens_BNM: Array, number: int) -> tuple[Array, Array]:
-    scores, at = jax.lax.top_k(scores_BN, number)
-    return scores, jnp.take_along_axis(tokens_BNM, at[:, :, None], axis=1)
+def _best(number: int, scores: tuple[Array, Array], tokens: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The `number` best of two sets of hypotheses, [B, N] scores and [B, N, M] tokens each."""
+    best, at = jax.lax.top_k(jnp.concatenate(scores, axis=1), number)
+    return best, jnp.take_along_axis(jnp.concatenate(tokens, axis=1), at[:, :, None], axis=1)
 
 
 def beam_search(
@@ -125,25 +122,24 @@ def beam_search(
 ) -> list[list[tuple[float, list[int]]]]:
     """Continues every prompt until `eos`, by at most `max_tokens` tokens, `eos` included.
 
-    Of each prompt `beam` hypotheses are extended at once. One that ends is worth its log-probability (nats, of `eos` too) divided
-    by its length to the power of `length_penalty` (0: not at all; 1: a mean). A row ends when no hypothesis alive can be worth
-    more than the worst of `beam` that have ended.
+    Of each prompt `beam` hypotheses are extended at once; one ends when `eos` is among the `beam` likeliest next tokens of all.
+    It is worth its log-probability (nats, of `eos` too) divided by its length to the power of `length_penalty` (0: not at all; 1:
+    a mean). A row ends when `beam` have ended. One beam is greedy generation.
 
     Other arguments as in `generate`.
 
     Returns:
-      For each prompt `beam` pairs (worth, new tokens without `eos`), the best first. Where none has ended they are cut off.
+      For each prompt up to `beam` pairs (worth, new tokens without `eos`), the best first. Where none has ended they are cut off.
 
     Raises:
-      ConfigError: as `generate`, or for a beam below 1 or above the vocabulary.
+      ConfigError: as `generate`, or for a beam below 1 or a negative penalty.
     """
     check_request(graph, params, prompts, max_tokens, inputs)
-    vocab_size = nnx.merge(graph, params).config.vocab_size
-    if not 1 <= beam <= (num_tokens or vocab_size) or length_penalty < 0:
-        raise ConfigError(f"beam={beam} must be from 1 to {num_tokens or vocab_size}, length_penalty={length_penalty} at least 0")
+    if beam < 1 or length_penalty < 0:
+        raise ConfigError(f"beam={beam} must be at least 1, length_penalty={length_penalty} not negative")
     scores, tokens = _beam_search(
         params,
-        *pad_left(prompts),
+        *pad_left(prompts, multiple=16),
         np.float32(length_penalty),
         inputs or {},
         graph=graph,
@@ -154,4 +150,4 @@ def beam_search(
         context=context,
     )
     results = zip(np.asarray(scores), np.asarray(tokens), strict=True)
-    return [[(float(s), t[t >= 0].tolist()) for s, t in zip(*row, strict=True)] for row in results]
+    return [[(float(s), t[t >= 0].tolist()) for s, t in zip(*row, strict=True) if np.isfinite(s)] for row in results]

@@ -117,9 +117,13 @@ def generate(
     return [new[i : i + num_samples] for i in range(0, len(new), num_samples)]
 
 
-def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """int32 [B, P] twice: the prompts, with padding before the short ones, and which are no padding."""
+def pad_left(prompts: Sequence[Sequence[int]], multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """int32 [B, P] twice: the prompts, with padding before the short ones, and which are no padding.
+
+    P is a multiple of `multiple`, unless all prompts are one token: for each other P there is another program.
+    """
     longest = max(map(len, prompts))
+    longest = -(-longest // multiple) * multiple if longest > 1 else 1
     tokens = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     weights = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return np.array(tokens, np.int32), np.array(weights, np.int32)

@@ -47,7 +47,9 @@ class EncoderDecoderConfig(DecoderConfig):
     @property
     def inputs(self) -> frozenset[str]:  # type: ignore[override]
         """Beside "tokens" what the encoder reads."""
-        return frozenset({"tokens", _SOURCES.get(type(self.source), "memory_tokens")})
+        if isinstance(self.source, AudioConfig):
+            return frozenset({"tokens", self.source.reads})
+        return frozenset({"tokens", "images" if isinstance(self.source, PatchesConfig) else "memory_tokens"})
 
     def stacks(self) -> dict[str, tuple[int, StackConfig]]:
         """See `ModelConfig.stacks`."""
@@ -61,9 +63,6 @@ class EncoderDecoderConfig(DecoderConfig):
         """As `TextConfig.flops_per_token`, per target token, where sources are as long as targets (`length`)."""
         encoder = self.encoder.flops_per_token(self.width, length, causal=False)
         return 3 * encoder + super().flops_per_token(length, causal=causal)
-
-
-_SOURCES: dict[type, str] = {AudioConfig: "mels", PatchesConfig: "images"}
 
 
 class EncoderDecoder(Decoder):
@@ -85,16 +84,17 @@ class EncoderDecoder(Decoder):
         return x_BTD, aux + more
 
     def encode(self, batch: Batch, *, key: Array | None = None) -> tuple[Memory, Aux]:
-        """The memory of `batch["memory_tokens"]` [B, S], `batch["mels"]` [B, 2 S, bins] or `batch["images"]`.
+        """The memory of `batch["memory_tokens"]` [B, S], `batch["images"]`, or what `Audio.hear` reads.
 
         "memory_segments" [B, S] says which are padding (0), and which segment of the targets may see the others; 1 where it
-        is not given. "memory_positions" [B, S] count from the start of the row where they are not given.
+        is not given, but for waveforms, whose padding follows from "samples". "memory_positions" [B, S] count from the start
+        of the row where they are not given.
         """
         keys, dtype = (None, None) if key is None else jax.random.split(key), jnp.dtype(self.config.dtype)
         with whole_rows():
-            positions = batch.get("memory_positions")
+            positions, segments = batch.get("memory_positions"), batch.get("memory_segments")
             if isinstance(self.config.source, AudioConfig):
-                x_BSD = self.source(batch["mels"], dtype)
+                x_BSD, segments = self.source.hear(batch, dtype, keys[0])
             elif isinstance(self.config.source, PatchesConfig):
                 x_BSD = self.source(batch["images"], dtype)
             else:
@@ -105,7 +105,6 @@ class EncoderDecoder(Decoder):
                 x_BSD = embedding(tokens, positions, dtype, keys[0])
             if positions is None:
                 positions = jnp.arange(x_BSD.shape[1], dtype=jnp.int32)[None, :]
-            segments = batch.get("memory_segments")
             x_BSD, _, aux = self.encoder(x_BSD, Place(positions, segments), key=keys[1])
         return Memory(x_BSD, jnp.ones(x_BSD.shape[:2], jnp.int32) if segments is None else segments), aux
 

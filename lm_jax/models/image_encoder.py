@@ -12,6 +12,7 @@ from lm_jax.core.sharding import whole_rows
 from lm_jax.core.types import Array, Batch
 from lm_jax.models.base import Output
 from lm_jax.models.encoder import both_ways
+from lm_jax.models.text import output_of
 from lm_jax.nn.frontend import PatchesConfig
 from lm_jax.nn.init import Init, zeros
 from lm_jax.nn.linear import project
@@ -70,7 +71,7 @@ class ImageEncoder(nnx.Module):
             x_BPD = self.patches(batch["images"], jnp.dtype(self.config.dtype))
             positions = jnp.arange(x_BPD.shape[1], dtype=jnp.int32)[None, :]
             x_BPD, _, aux = self.stack(x_BPD, Place(positions, None), key=key)
-        return Output(x_BPD, aux.loss, aux.metrics)
+            return output_of(x_BPD, aux, {"tokens": x_BPD[:, :, 0]})
 
     def pooled(self, hidden_BPD: Array) -> Array:
         """[B, D]: one vector of each image."""

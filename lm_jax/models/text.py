@@ -97,10 +97,12 @@ class TextModel(nnx.Module):
 
     def _hidden(self, batch: Batch, place: Place, key: Array | None) -> tuple[Array, Aux]:
         keys = (None, None) if key is None else jax.random.split(key)
-        dtype = jnp.dtype(self.config.dtype)
-        x_BTD = self.embedding(batch["tokens"], place.positions_BT, dtype, keys[0], batch.get("token_types"))
-        x_BTD, _, aux = self.stack(x_BTD, place, key=keys[1])
+        x_BTD, _, aux = self.stack(self._embed(batch, place, keys[0]), place, key=keys[1])
         return x_BTD, aux
+
+    def _embed(self, batch: Batch, place: Place, key: Array | None) -> Array:
+        dtype = jnp.dtype(self.config.dtype)
+        return self.embedding(batch["tokens"], place.positions_BT, dtype, key, batch.get("token_types"))
 
     def logits(self, hidden_BTD: Array) -> Array:
         """float32 [B, T, V] of hidden states; in a local view V is this device's part of the vocabulary."""

@@ -1,19 +1,21 @@
-"""An image encoder and a text encoder whose outputs are compared: CLIP is a value of its config."""
+"""An image encoder and a text encoder whose outputs are compared: CLIP and SigLIP are values of its config."""
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm_jax.core.config import Config, check_positive
+from lm_jax.core.config import check_positive
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import param, weight
 from lm_jax.core.sharding import whole_rows
-from lm_jax.core.types import Array, Aux, Batch
+from lm_jax.core.types import Array, Aux, Batch, Mean
+from lm_jax.models.base import ModelConfig, Output
 from lm_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
+from lm_jax.models.text import output_of
 from lm_jax.nn.embedding import EmbeddingConfig
 from lm_jax.nn.init import Init
 from lm_jax.nn.linear import project
@@ -23,25 +25,33 @@ from lm_jax.nn.stack import StackConfig
 
 
 class Pair(NamedTuple):
-    """Unit vectors of the images and texts of a batch, and the factor of their products."""
+    """Unit vectors of the images and texts of a batch, and what their products are multiplied by and added to."""
 
     images: Array  # float32 [B, E]
     texts: Array  # float32 [B, E]
     scale: Array  # float32 []
-    aux: Aux
+    bias: Array | None  # float32 []; None: there is none
+    loss: Array  # float32 []: the auxiliary loss of a token (a mean); 0 in dense towers
+    metrics: dict[str, Mean]
 
     def similarities(self) -> Array:
         """float32 [images, texts] of this device's rows."""
-        return self.scale * self.images @ self.texts.T
+        products = self.scale * self.images @ self.texts.T
+        return products if self.bias is None else products + self.bias
 
 
 @dataclasses.dataclass(kw_only=True)
-class TwoTowerConfig(Config):
+class TwoTowerConfig(ModelConfig):
     """Both encoders, each projected to `projection` (CLIP, Radford et al. 2021, arXiv:2103.00020).
 
     The vector of a text is that of its first token `pool_token`, or where that is None of the token of the highest id. `pool_norm`
-    is over the vector of an image. Similarities are multiplied by exp of a parameter that starts at `log_scale`.
+    is over the vector of an image. Similarities are multiplied by exp of a parameter that starts at `log_scale`, and a parameter
+    that starts at `bias` is added (None: none; SigLIP, arXiv:2303.15343, starts at log_scale=log(10), bias=-10). `dtype` is that of
+    the text; the image encoder has its own.
     """
+
+    inputs: ClassVar[frozenset[str]] = frozenset({"images", "memory_tokens"})
+    targets: ClassVar[frozenset[str]] = frozenset({"pairs"})
 
     image: ImageEncoderConfig = dataclasses.field(default_factory=ImageEncoderConfig)
     pool_norm: NormConfig | None = None
@@ -52,18 +62,36 @@ class TwoTowerConfig(Config):
     pool_token: int | None = None
     projection: int = 512
     log_scale: float = math.log(1 / 0.07)
+    bias: float | None = None
     init: Init = dataclasses.field(default_factory=Init)
 
     def validate(self) -> None:
-        """Raises `ConfigError` for sizes out of range or a token that is none."""
-        check_positive(self, "vocab_size", "width", "projection")
+        """Raises `ConfigError` for an unknown dtype, sizes out of range or a token that is none."""
+        super().validate()
+        check_positive(self, "width", "projection")
         self.text.check(self.width)
         if self.pool_token is not None and not 0 <= self.pool_token < self.vocab_size:
             raise ConfigError(f"pool_token={self.pool_token} is not in the vocabulary of {self.vocab_size}")
 
+    @property
+    def num_outputs(self) -> None:
+        """See `ModelConfig.num_outputs`: what it chooses from are the others of the batch."""
+        return None
+
     def stacks(self) -> dict[str, tuple[int, StackConfig]]:
         """See `ModelConfig.stacks`."""
         return {"image/stack": (self.image.width, self.image.stack), "text": (self.width, self.text)}
+
+    def max_length(self) -> int | None:
+        """See `ModelConfig.max_length`: of texts."""
+        table = self.embedding.positions
+        return None if table is None else table.length - table.offset
+
+    def flops_per_token(self, length: int, *, causal: bool) -> float:
+        """See `ModelConfig.flops_per_token`: of the text and its image, per token of the text."""
+        patches = self.image.patches.num_tokens
+        image = patches * self.image.stack.flops_per_token(self.image.width, patches, causal=False)
+        return 3 * (self.text.flops_per_token(self.width, length, causal=causal) + image / length)
 
     def build(self, key: Array) -> "TwoTower":
         """The model with parameters drawn from `key`."""
@@ -83,25 +111,39 @@ class TwoTower(nnx.Module):
         self.text = config.text.build(rngs, D, init)
         self.text_projection = param(rngs, init.linear(D), (D, E), ("embed", "inner"))
         self.log_scale = param(rngs, nnx.initializers.constant(config.log_scale), (), ())
+        self.bias = None if config.bias is None else param(rngs, nnx.initializers.constant(config.bias), (), ())
 
     def __call__(self, batch: Batch, *, key: Array | None = None) -> Pair:
         """The vectors of `batch["images"]` [B, height, width, channels] and of the texts `batch["memory_tokens"]` [B, T], whose
         "memory_segments" are 0 at padding."""
-        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        keys = (None, None) if key is None else jax.random.split(key)
         seen = self.image(batch, key=keys[0])
         image_BD = self.image.pooled(seen.hidden)
         image_BD = image_BD if self.image_norm is None else self.image_norm(image_BD)
-        tokens = batch["memory_tokens"]
+        tokens, pool = batch["memory_tokens"], self.config.pool_token
+        read = self._read(tokens, batch.get("memory_segments"), keys[1])
+        at_B = jnp.argmax(tokens if pool is None else tokens == pool, axis=1)
+        text_BD = jnp.take_along_axis(read.hidden, at_B[:, None, None], axis=1)[:, 0]
+        images, texts = unit(image_BD, self.image_projection), unit(text_BD, self.text_projection)
+        bias = None if self.bias is None else weight(self.bias, images)
+        scale = jnp.exp(weight(self.log_scale, images))
+        both = Aux(seen.loss, seen.metrics) + Aux(read.loss, read.metrics)
+        return Pair(images, texts, scale, bias, both.loss, both.metrics)
+
+    def pair(self, batch: Batch, *, key: Array | None = None) -> Pair:
+        """The same, by the name that all models of images and texts have."""
+        return self(batch, key=key)
+
+    def _read(self, tokens_BT: Array, segments_BT: Array | None, key: Array | None) -> Output:
+        keys = (None, None) if key is None else jax.random.split(key)
         with whole_rows():
-            place = Place(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :], batch.get("memory_segments"))
-            x_BTD = self.embedding(tokens, place.positions_BT, jnp.dtype(self.config.image.dtype), keys[1])
-            x_BTD, _, aux = self.text(x_BTD, place, key=keys[2])
-        pool = self.config.pool_token
-        last_B = jnp.argmax(tokens if pool is None else tokens == pool, axis=1)
-        text_BD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]
-        vectors = (
-            project("BD,DE->BE", x, matrix, jnp.float32)
-            for x, matrix in ((image_BD, self.image_projection), (text_BD, self.text_projection))
-        )
-        images, texts = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in vectors)
-        return Pair(images, texts, jnp.exp(weight(self.log_scale, images)), Aux(seen.loss, seen.metrics) + aux)
+            place = Place(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None, :], segments_BT)
+            x_BTD = self.embedding(tokens_BT, place.positions_BT, jnp.dtype(self.config.dtype), keys[0])
+            x_BTD, _, aux = self.text(x_BTD, place, key=keys[1])
+            return output_of(x_BTD, aux, {"tokens": tokens_BT, "segments": segments_BT})
+
+
+def unit(x_BD: Array, projection: nnx.Param) -> Array:
+    """float32 [B, E]: projected, and of length 1."""
+    y_BE = project("BD,DE->BE", x_BD, projection, jnp.float32)
+    return y_BE / jnp.linalg.norm(y_BE, axis=-1, keepdims=True)

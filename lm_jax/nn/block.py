@@ -10,6 +10,7 @@ from flax import nnx
 from lm_jax.core.config import Config, check_choice
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.types import Array, Aux
+from lm_jax.nn.additive_attention import AdditiveAttentionConfig
 from lm_jax.nn.attention import AttentionConfig, KeyValues
 from lm_jax.nn.dropout import dropout
 from lm_jax.nn.gated_delta import GatedDeltaConfig
@@ -49,7 +50,7 @@ class BlockConfig(Config):
     """
 
     mixer: Mixer = dataclasses.field(default_factory=AttentionConfig)
-    cross: AttentionConfig | None = None
+    cross: AttentionConfig | AdditiveAttentionConfig | None = None
     feed_forward: MLPConfig | MoEConfig | None = dataclasses.field(default_factory=MLPConfig)
     norm: NormConfig = dataclasses.field(default_factory=NormConfig)
     placement: str = "pre"
@@ -75,7 +76,8 @@ class BlockConfig(Config):
             raise ConfigError("mixer_norm=False is for placement='pre' or 'sandwich', without shared_norm")
         if self.cross is not None and self.parallel:
             raise ConfigError("parallel=True has no cross attention")
-        if self.cross is not None and (self.cross.rotary or self.cross.window or self.cross.chunk or self.cross.alibi):
+        cross = self.cross
+        if isinstance(cross, AttentionConfig) and (cross.rotary or cross.window or cross.chunk or cross.alibi):
             raise ConfigError("cross attention has no positions: leave rotary, window, chunk and alibi out")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")

@@ -17,9 +17,13 @@ def dropout(x_BTD: Array, rate: float, key: Array | None, rows_B: Array | None =
         return x_BTD
     B, T, D = x_BTD.shape
     rows = index("batch") * B + jnp.arange(B) if rows_B is None else rows_B
-    tokens = token_index(T, residual=True)
-    kept = lambda row, token: jax.random.bernoulli(  # noqa: E731
-        jax.random.fold_in(jax.random.fold_in(key, row), token), 1 - rate, (D,)
-    )
-    keep_BTD = jax.vmap(jax.vmap(kept, (None, 0)), (0, None))(rows, tokens)
+    keep_BTD = kept(key, rate, rows, token_index(T, residual=True), D)
     return jnp.where(keep_BTD, x_BTD / jnp.asarray(1 - rate, x_BTD.dtype), jnp.zeros((), x_BTD.dtype))
+
+
+def kept(key: Array, rate: float, rows_B: Array, tokens_T: Array, size: int) -> Array:
+    """bool [B, T, size]: what is left by dropping with probability `rate`, drawn by the row of the batch and the token in it."""
+    draw = lambda row, token: jax.random.bernoulli(  # noqa: E731
+        jax.random.fold_in(jax.random.fold_in(key, row), token), 1 - rate, (size,)
+    )
+    return jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(rows_B, tokens_T)

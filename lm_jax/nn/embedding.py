@@ -60,9 +60,7 @@ class Embedding(nnx.Module):
         self, tokens_BT: Array, positions_BT: Array, dtype: jnp.dtype, key: Array | None, types_BT: Array | None = None
     ) -> Array:
         """Vectors [B, T, D] of `dtype` for int32 ids [B, T] of types [B, T] at positions [B, T] or [1, T]."""
-        size = self.table.shape[0]  # this device's part of the vocabulary
-        x_BTD = _look_up(self.table[...], tokens_BT - index("vocab") * size, dtype, shards(self.table))
-        x_BTD = sum_into(x_BTD, "vocab", 1, "residual")
+        x_BTD = look_up(self.table, tokens_BT, dtype)
         if self.config.scale != 1.0:
             x_BTD = x_BTD * jnp.asarray(self.config.scale, dtype)
         if self.positions is not None:
@@ -74,6 +72,14 @@ class Embedding(nnx.Module):
         if self.norm is not None:
             x_BTD = self.norm(x_BTD)
         return dropout(x_BTD, self.config.dropout, key)
+
+
+def look_up(table: nnx.Param, ids: Array, dtype: jnp.dtype) -> Array:
+    """Rows [B, T, D] of the residual stream, in `dtype`, of a table ("vocab", "embed"), for ids [B, T]; for several ids of a token
+    [B, T, N] the sum of their rows. A negative id gives 0."""
+    size = table.shape[0]  # this device's part of the vocabulary
+    x = _look_up(table[...], ids - index("vocab") * size, dtype, shards(table))
+    return sum_into(x if ids.ndim == 2 else jnp.sum(x, axis=2), "vocab", 1, "residual")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

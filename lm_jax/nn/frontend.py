@@ -1,4 +1,4 @@
-"""What turns images and spectrograms into the vectors that a stack reads."""
+"""What turns images and sound into the vectors that a stack reads."""
 
 import dataclasses
 
@@ -9,11 +9,13 @@ from flax import nnx
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import param, weight
-from lm_jax.core.types import Array
+from lm_jax.core.types import Array, Batch
 from lm_jax.nn.init import Init, zeros
 from lm_jax.nn.linear import project
+from lm_jax.nn.log_mel import LogMelConfig, log_mel, num_frames
 from lm_jax.nn.mlp import ACTIVATIONS
 from lm_jax.nn.norm import NormConfig
+from lm_jax.nn.spec_augment import SpecAugmentConfig, spec_augment
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -82,17 +84,31 @@ class Patches(nnx.Module):
 class AudioConfig(Config):
     """Two convolutions over time of width 3, the second of stride 2, plus learned positions (Whisper, arXiv:2212.04356).
 
-    A row of `length` vectors is made of 2 x `length` frames of `mels` bins.
+    A row of `length` vectors is made of 2 x `length` frames of `mels` bins. With `log_mel` the frames are computed from waveforms,
+    else they are read. `augment` hides parts of them in training. `positions=False` is for stacks that have positions of their own.
+
+    Vector s hears frames 2 s - 2 to 2 s + 2, and is no padding where frame 2 s is none. Frames of padding are 0, as what stands
+    around a row is, so that an utterance gives the same vectors in a longer row.
     """
 
     mels: int = 80
     length: int = 1500
     activation: str = "gelu"
+    log_mel: LogMelConfig | None = None
+    augment: SpecAugmentConfig | None = None
+    positions: bool = True
 
     def validate(self) -> None:
-        """Raises `ConfigError` for an unknown activation or a size below 1."""
+        """Raises `ConfigError` for an unknown activation, a size below 1, or bins that are not those of `log_mel`."""
         check_positive(self, "mels", "length")
         check_choice("activation", self.activation, tuple(ACTIVATIONS))
+        if self.log_mel is not None and self.log_mel.mels != self.mels:
+            raise ConfigError(f"mels={self.mels} differs from log_mel.mels={self.log_mel.mels}")
+
+    @property
+    def reads(self) -> str:
+        """Which array of a batch it reads."""
+        return "mels" if self.log_mel is None else "waves"
 
     def build(self, rngs: nnx.Rngs, width: int, init: Init) -> "Audio":
         """The layer."""
@@ -104,12 +120,41 @@ class Audio(nnx.Module):
 
     def __init__(self, config: AudioConfig, rngs: nnx.Rngs, width: int, init: Init):
         self.config = config
-        window = ("patch", "patch", "embed")
+        window, table = ("patch", "patch", "embed"), (config.length, width)
         self.first = param(rngs, init.linear(3 * config.mels), (3, config.mels, width), window)
         self.first_bias = param(rngs, zeros, (width,), ("embed",))
         self.second = param(rngs, init.linear(3 * width), (3, width, width), window)
         self.second_bias = param(rngs, zeros, (width,), ("embed",))
-        self.positions = param(rngs, init.embedding(), (config.length, width), ("positions", "embed"))
+        self.positions = param(rngs, init.embedding(), table, ("positions", "embed")) if config.positions else None
+
+    def hear(self, batch: Batch, dtype: jnp.dtype, key: Array | None = None) -> tuple[Array, Array | None]:
+        """[B, S, D] in `dtype` of `batch["mels"]` [B, 2 S, mels] or `batch["waves"]` [B, samples], and int32 [B, S]: 0 at padding.
+
+        That follows from "samples" [B], how many of the waves are no padding; for "mels" it is "memory_segments", None where they
+        are not given. `key` drives `augment`; None means evaluation.
+        """
+        mels_BTM, frames_B, segments_BS = self.spectrogram(batch)
+        if key is not None and self.config.augment is not None:
+            frames = jnp.full(len(mels_BTM), mels_BTM.shape[1], jnp.int32) if frames_B is None else frames_B
+            mels_BTM = spec_augment(mels_BTM, frames, self.config.augment, key)
+        return self(mels_BTM, dtype), segments_BS
+
+    def spectrogram(self, batch: Batch) -> tuple[Array, Array | None, Array | None]:
+        """What the convolutions read, float [B, 2 S, mels]; int32 [B], how many of the frames are no padding; and, as `hear`, where
+        there is padding. The last two are None where the batch does not say."""
+        if self.config.log_mel is None:
+            mels_BTM, segments_BS = jnp.asarray(batch["mels"]), batch.get("memory_segments")
+            if segments_BS is None:
+                return mels_BTM, None, None
+            frames_B = 2 * jnp.sum(segments_BS > 0, axis=1)
+            heard_BT = jnp.arange(mels_BTM.shape[1])[None, :] < frames_B[:, None]
+            return jnp.where(heard_BT[:, :, None], mels_BTM, 0), frames_B, segments_BS
+        waves_BN, step = jnp.asarray(batch["waves"]), 2 * self.config.log_mel.hop
+        waves_BN = jnp.pad(waves_BN, ((0, 0), (0, -waves_BN.shape[1] % step)))
+        samples_B = jnp.asarray(batch["samples"])
+        frames_B = num_frames(samples_B, self.config.log_mel)
+        heard_BS = 2 * jnp.arange(waves_BN.shape[1] // step)[None, :] < frames_B[:, None]
+        return log_mel(waves_BN, self.config.log_mel, samples_B), frames_B, heard_BS.astype(jnp.int32)
 
     def __call__(self, mels_BTM: Array, dtype: jnp.dtype) -> Array:
         """[B, T / 2, D] in `dtype` of spectrograms [B, T, mels]."""
@@ -120,6 +165,8 @@ class Audio(nnx.Module):
         act = ACTIVATIONS[self.config.activation]
         x_BTD = act(_convolve(mels_BTM.astype(dtype), self.first, self.first_bias, stride=1))
         x_BTD = act(_convolve(x_BTD, self.second, self.second_bias, stride=2))
+        if self.positions is None:
+            return x_BTD
         return x_BTD + weight(self.positions, x_BTD)[None, : x_BTD.shape[1], :]
 
 

@@ -90,10 +90,10 @@ class Head(nnx.Module):
         self.bias = param(rngs, zeros, (table_size,), ("vocab",)) if config.bias else None
         self.transform = None if config.transform is None else config.transform.build(rngs, width, init)
 
-    def __call__(self, hidden_BTD: Array, table: nnx.Param, vocab_size: int) -> Array:
+    def __call__(self, hidden_BTD: Array, table: nnx.Param | None, vocab_size: int) -> Array:
         """float32 [B, T, V] of hidden states [B, T, D] and the embedding's `table`; ids from `vocab_size` on score nothing.
 
-        In a local view V is this device's part of the vocabulary.
+        The table is read where the head is tied. In a local view V is this device's part of the vocabulary.
         """
         if self.transform is not None:
             hidden_BTD = self.transform(hidden_BTD)

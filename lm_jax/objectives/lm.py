@@ -1,4 +1,4 @@
-"""Cross-entropy of the targets: the next token, a masked one, or a class."""
+"""Cross-entropy of the targets: the next token, a masked one, a class, or a tag."""
 
 import dataclasses
 import math
@@ -29,7 +29,7 @@ class LMConfig(ObjectiveConfig):
     those with the greatest weights: for masked words, of which no row may have more (else the loss is no number).
     """
 
-    targets: ClassVar[frozenset[str]] = frozenset({"next words", "masked words", "classes"})
+    targets: ClassVar[frozenset[str]] = frozenset({"next words", "masked words", "classes", "tags"})
 
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None

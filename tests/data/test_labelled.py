@@ -78,6 +78,23 @@ def test_what_is_held_out_does_not_train(tmp_path):
     assert len(set(names)) == 400
 
 
+def test_balanced_classes_are_equally_frequent_in_an_epoch(tmp_path):
+    text = "".join(f"rare{i} a\t1\n" for i in range(5)) + "".join(f"common{i} a b\t0\n" for i in range(23)) + "odd\t2\n"
+    prepared = data(tmp_path, train=text, balanced=True).prepare()
+    loader = prepared.train_loader()
+    names = [name for step in range(len(loader._rows)) for row in loader.documents(step) for name in row]
+    lines = [int(name.rpartition(":")[2]) for name in names]
+    per_class = [sum(low <= line <= high for line in lines) for low, high in ((1, 5), (6, 28), (29, 29))]
+    assert per_class == [23, 23, 23]
+    times = [lines.count(line) for line in range(1, 30)]
+    assert set(times[:5]) == {4, 5} and times[5:] == [1] * 23 + [23]
+    batch, again = loader(7), prepared.train_loader()(7)
+    for name, value in batch.items():
+        np.testing.assert_array_equal(value, again[name])
+    plain = data(tmp_path, train=text).prepare().train_loader()
+    assert plain.fingerprint != loader.fingerprint and sum(len(row) for row in plain._rows.rows) == 29
+
+
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(DataError, match=r"test.tsv:1: label '7' is not among those of the training texts: 0, 1"):
         data(tmp_path, test=lines(tmp_path, "test.tsv", "x\t7")).prepare()

@@ -8,7 +8,7 @@ import pytest
 
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import split
-from lm_jax.evals.perplexity import perplexity
+from lm_jax.evals.perplexity import from_logits, perplexity
 from tests.models_for_tests import VOCAB, llama
 
 
@@ -36,7 +36,7 @@ def test_equals_a_bigram_model_computed_by_hand():
     log_probs = table - np.log(np.exp(table).sum(-1, keepdims=True))
     before = np.concatenate([[0], text[:-1]])
     nats = -log_probs[before, text].sum()
-    scores = dict(perplexity(graph, params, batches, num_bytes=500))
+    scores = dict(perplexity(from_logits(graph, params), batches, num_bytes=500))
     assert scores["num_tokens"] == len(text)
     assert scores["loss"] == pytest.approx(nats / len(text), rel=1e-6)
     assert scores["perplexity"] == pytest.approx(math.exp(nats / len(text)), rel=1e-5)
@@ -47,4 +47,4 @@ def test_equals_a_bigram_model_computed_by_hand():
 def test_an_empty_split_is_an_error():
     graph, params, _ = bigram_model()
     with pytest.raises(ConfigError, match="no token"):
-        dict(perplexity(graph, params, [], num_bytes=0))
+        dict(perplexity(from_logits(graph, params), [], num_bytes=0))

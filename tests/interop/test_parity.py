@@ -58,15 +58,14 @@ def test_import_and_export(kind, seed, tmp_path):
     real = np.ones((3, 24), np.int32)
     real[0, :7] = real[1, 19:] = 0  # left and right padding
     positions = np.maximum(np.cumsum(real, axis=1) - 1, 0).astype(np.int32)
-    got = logits(ours, tokens, segments=real, positions=positions)
+    segments = np.where(np.arange(24) < 9, 1, 2)[None].astype(np.int32)  # a fourth row: the first one as two documents
+    within = np.concatenate([np.arange(9), np.arange(15)])[None].astype(np.int32)
+    both = {"segments": np.concatenate([real, segments]), "positions": np.concatenate([positions, within])}
+    got = logits(ours, np.concatenate([tokens, tokens[:1]]), **both)
     expected = theirs(model, tokens, attention_mask=real, position_ids=positions)
-    np.testing.assert_allclose(got[real > 0], expected[real > 0], atol=1e-5, rtol=1e-5)
-
-    segments = np.where(np.arange(24) < 9, 1, 2)[None].astype(np.int32)
-    positions = np.concatenate([np.arange(9), np.arange(15)])[None].astype(np.int32)
-    packed = logits(ours, tokens[:1], segments=segments, positions=positions)
+    np.testing.assert_allclose(got[:3][real > 0], expected[real > 0], atol=1e-5, rtol=1e-5)
     alone = [theirs(model, tokens[:1, :9]), theirs(model, tokens[:1, 9:])]
-    np.testing.assert_allclose(packed, np.concatenate(alone, axis=1), atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(got[3:], np.concatenate(alone, axis=1), atol=1e-5, rtol=1e-5)
 
     prompts = [tokens[0, :9].tolist(), tokens[1, :4].tolist()]
     new = generate(graph, params, prompts, max_tokens=8, sampling=SamplingConfig(temperature=0.0))

@@ -103,3 +103,20 @@ def test_logits_of_the_weighted_tokens_on_a_mesh():
 def test_chunks_must_divide_the_row():
     with pytest.raises(ConfigError, match="chunks=3 does not divide the 16 tokens"):
         LMConfig(chunks=3).build()(llama().build(jax.random.key(0)), jax.tree.map(jnp.asarray, batch()))
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_smoothing_and_class_weights_equal_numpy(chunks):
+    """Against the definition: the target distribution is 1 - e at the target plus e / V at every token."""
+    model, data = llama().build(jax.random.key(0)), weighted_batch()
+    scores = logits(model, data["tokens"]).astype(np.float64)
+    logs = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+    by_class = np.linspace(0.5, 2.0, VOCAB)
+    target = 0.8 * np.eye(VOCAB)[data["targets"]] + 0.2 / VOCAB
+    weights = data["weights"] * by_class[data["targets"]]
+    objective = LMConfig(label_smoothing=0.2, class_weights=tuple(by_class.tolist()), chunks=chunks).build()
+    terms = objective(model, data)
+    np.testing.assert_allclose(terms["loss"].sum, -((target * logs).sum(-1) * weights).sum(), rtol=1e-5)
+    np.testing.assert_allclose(terms["loss"].count, weights.sum(), rtol=1e-5)
+    with pytest.raises(ConfigError, match="class_weights has 2 numbers, and the model scores 40 targets"):
+        LMConfig(class_weights=(1.0, 2.0)).build()(model, data)

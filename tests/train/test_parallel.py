@@ -12,7 +12,7 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import logical_axes, split
 from lm_jax.core.sharding import Layout, shard_batch, use_mesh
-from lm_jax.evals.perplexity import perplexity
+from lm_jax.evals.perplexity import from_logits, perplexity
 from lm_jax.infer.generate import generate
 from lm_jax.infer.sampling import SamplingConfig
 from lm_jax.objectives.lm import LMConfig
@@ -197,7 +197,7 @@ def test_evaluation_and_generation_on_a_mesh(name, mesh_name):
     def scores(place):
         graph, params = split(jax.jit(CONFIGS[name].build)(KEY))
         batches = [place(packed_batch()), place(batch(length=32) | {k: packed_batch()[k] for k in ("segments", "positions")})]
-        return graph, params, dict(perplexity(graph, params, batches, 1000, chunks=2))
+        return graph, params, dict(perplexity(from_logits(graph, params, chunks=2), batches, 1000))
 
     greedy = functools.partial(generate, prompts=prompts, max_tokens=9, sampling=SamplingConfig(temperature=0.0))
     graph, params, expected = scores(lambda data: data)

@@ -73,7 +73,7 @@ def _read(knobs: Knobs) -> EncoderDecoderConfig:
 
 
 def _write(model: EncoderDecoderConfig) -> dict[str, Any]:
-    if not isinstance(model.source, AudioConfig) or model.embedding.positions is None:
+    if not isinstance(model.source, AudioConfig) or not model.source.positions or model.embedding.positions is None:
         raise ConfigError("the model does not read spectrograms, or has no table of positions")
     fields = {
         "vocab_size": model.vocab_size,

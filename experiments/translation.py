@@ -1,0 +1,111 @@
+"""Translation of image captions, English to German (Multi30k), by a Transformer from scratch or by LSTMs with attention.
+
+    lm-jax train --config=experiments/translation.py --workdir=runs/translation
+
+29,000 pairs of sentences, one table of sub-words for both languages. `:transformer` (default) has norms before the layers and
+rotary positions; `:original` is that of Vaswani et al. 2017 (sinusoids, norms after); `:luong` and `:bahdanau` are encoders of
+LSTMs in both directions and decoders of LSTMs that attend to them, by products or by a small network (arXiv:1508.04025,
+arXiv:1409.0473). `:smoke` is a tiny version for tests. The data is looked for in ../shared/data, or where LM_JAX_DATA points to.
+"""
+
+from shared_data import folder
+
+from lm_jax.config import Experiment
+from lm_jax.data.pairs import PairedText, Pairs
+from lm_jax.data.sources import TextFiles
+from lm_jax.data.tokenizers import BPE
+from lm_jax.evals.generation import GenerationConfig
+from lm_jax.evals.perplexity import PerplexityConfig
+from lm_jax.models.encoder_decoder import EncoderDecoderConfig
+from lm_jax.nn.additive_attention import AdditiveAttentionConfig
+from lm_jax.nn.attention import AttentionConfig
+from lm_jax.nn.block import BlockConfig
+from lm_jax.nn.embedding import EmbeddingConfig
+from lm_jax.nn.head import HeadConfig
+from lm_jax.nn.init import Init
+from lm_jax.nn.mlp import MLPConfig
+from lm_jax.nn.norm import NormConfig
+from lm_jax.nn.positions import PositionTableConfig, RotaryConfig
+from lm_jax.nn.recurrent import RecurrentConfig
+from lm_jax.nn.stack import StackConfig
+from lm_jax.objectives.lm import LMConfig
+from lm_jax.optim.muon import Muon
+from lm_jax.optim.schedules import Schedule
+from lm_jax.train.checkpoint import CheckpointConfig
+from lm_jax.train.step import StepConfig
+from lm_jax.train.trainer import TrainConfig
+
+LENGTH = 128  # tokens of a row, which holds several pairs
+
+
+def pairs(split: str) -> Pairs:
+    """The aligned files of a split."""
+    english, german = (TextFiles(paths=(f"{folder('multi30k')}/{split}.{side}.gz",), document="line") for side in ("en", "de"))
+    return Pairs(source=english, target=german)
+
+
+def stacks(kind: str, layers: int) -> tuple[EmbeddingConfig, StackConfig, StackConfig]:
+    """Embedding, encoder and decoder."""
+    positions, norm, rotary, placement = None, NormConfig(), RotaryConfig(), "pre"
+    mlp = MLPConfig(hidden=256, activation="silu", gated=True)
+    if kind == "original":
+        norm, rotary, placement = NormConfig(kind="layer", bias=True), None, "post"
+        positions, mlp = PositionTableConfig(kind="sinusoidal", length=LENGTH), MLPConfig(hidden=512, activation="relu", bias=True)
+    common = {"norm": norm, "placement": placement, "feed_forward": mlp, "dropout": 0.2}
+    attention = AttentionConfig(num_heads=4, rotary=rotary, causal=False)
+    encoder = BlockConfig(mixer=attention, **common)
+    decoder = BlockConfig(mixer=AttentionConfig(num_heads=4, rotary=rotary), cross=AttentionConfig(num_heads=4), **common)
+    if kind in ("luong", "bahdanau"):
+        cross = AttentionConfig(num_heads=1) if kind == "luong" else AdditiveAttentionConfig()
+        layers, common["feed_forward"] = 2, None
+        encoder = BlockConfig(mixer=RecurrentConfig(direction="both"), **common)
+        decoder = BlockConfig(mixer=RecurrentConfig(), cross=cross, **common)
+    last = norm if placement == "pre" else None
+    embedding = EmbeddingConfig(positions=positions, scale=1.0 if placement == "pre" else 128**0.5, dropout=0.2)
+    return embedding, *(StackConfig(pattern=(block,), repeats=layers, final_norm=last, unroll=4) for block in (encoder, decoder))
+
+
+def get_config(arg: str = "transformer") -> Experiment:
+    """The run of a kind of model; "smoke" shrinks it to seconds."""
+    smoke = arg == "smoke"
+    embedding, encoder, decoder = stacks("transformer" if smoke else arg or "transformer", 1 if smoke else 4)
+    return Experiment(
+        data=PairedText(
+            train=pairs("val" if smoke else "train"),
+            validation=pairs("val"),
+            test=pairs("test_2016_flickr"),
+            tokenizer=BPE(vocab_size=500 if smoke else 6000, lowercase=True, leading_space=True),
+            length=LENGTH,
+            memory_length=LENGTH,
+            batch_size=4 if smoke else 8,
+        ),
+        model=EncoderDecoderConfig(
+            vocab_size=500 if smoke else 6000,
+            width=128,
+            embedding=embedding,
+            encoder=encoder,
+            stack=decoder,
+            head=HeadConfig(tied=True),
+            init=Init(
+                weights="fan_in", outputs="same" if arg in ("original", "luong", "bahdanau") else "zeros", embedding_std=0.02
+            ),
+        ),
+        objective=LMConfig(label_smoothing=0.1),
+        optimizer=Muon(
+            learning_rate=0.02,
+            adam_learning_rate=3e-3,
+            weight_decay=0.0,
+            schedule=Schedule(shape="linear", warmup_steps=0 if smoke else 100, decay_fraction=0.7, final_ratio=0.0),
+        ),
+        step=StepConfig(ema_decay=0.995),
+        train=TrainConfig(num_steps=2 if smoke else 5000),
+        checkpoint=CheckpointConfig(every=0),
+        evals=()
+        if smoke
+        else (
+            PerplexityConfig(every=1000, batch_size=32),
+            GenerationConfig(name="validation_texts", every=1000, limit=200, metrics=("bleu",), beam=1),
+            GenerationConfig(name="test", split="test", metrics=("bleu", "chrf"), beam=5),
+        ),
+        samples=None,
+    )

@@ -1,0 +1,62 @@
+"""Word vectors of English novels: skip-gram or CBOW with negative sampling.
+
+    lm-jax train --config=experiments/word_vectors.py --workdir=runs/word_vectors
+
+`:cbow` predicts a word from the mean of its context. The text is that of experiments/novels.py, the pairs of words that people have
+compared are looked for in ../shared/data/word_eval, or where LM_JAX_DATA points to. `:smoke` is a tiny version for tests.
+"""
+
+from shared_data import folder
+
+from lm_jax.config import Experiment
+from lm_jax.data.sources import TextFiles
+from lm_jax.data.splits import ListedSplit
+from lm_jax.data.store import Corpus
+from lm_jax.data.tokenizers import Words
+from lm_jax.data.word_windows import WordWindows
+from lm_jax.evals.word_similarity import WordSimilarityConfig
+from lm_jax.models.word_vectors import WordVectorsConfig
+from lm_jax.objectives.negative_sampling import NegativeSamplingConfig
+from lm_jax.optim.adamw import AdamW
+from lm_jax.optim.schedules import Schedule
+from lm_jax.train.checkpoint import CheckpointConfig
+from lm_jax.train.step import StepConfig
+from lm_jax.train.trainer import TrainConfig
+
+SETS = ("WS-353-ALL", "WS-353-SIM", "WS-353-REL", "MEN-TR-3k", "SIMLEX-999", "RG-65")
+
+
+def get_config(arg: str = "") -> Experiment:
+    """Skip-gram, or with `arg` "cbow" CBOW; "smoke" shrinks it to seconds."""
+    if arg not in ("", "skipgram", "cbow", "smoke"):
+        raise ValueError(f"{arg!r} is not one of skipgram, cbow, smoke")
+    smoke, books = arg == "smoke", folder("novels")
+    corpus = Corpus(
+        name="novels",
+        source=TextFiles(paths=(f"{books}/books/*.txt.gz",)),
+        split=ListedSplit(path=f"{books}/splits.json"),
+    )
+    files = tuple(f"{folder('word_eval')}/word-sim/EN-{name}.txt" for name in SETS)
+    return Experiment(
+        data=WordWindows(
+            corpora=(corpus,),
+            tokenizer=Words(min_count=10, max_words=29_998, lowercase=True),
+            window=2 if smoke else 5,
+            noise=4 if smoke else 32,
+            length=16 if smoke else 64,
+            batch_size=8 if smoke else 256,
+        ),
+        model=WordVectorsConfig(vocab_size=30_000, width=8 if smoke else 100, context="mean" if arg == "cbow" else "each"),
+        objective=NegativeSamplingConfig(),
+        optimizer=AdamW(
+            learning_rate=1e-2,
+            b2=0.999,
+            weight_decay=0.0,
+            schedule=Schedule(shape="linear", warmup_steps=0, final_ratio=0.0),
+        ),
+        step=StepConfig(clip_norm=None),
+        train=TrainConfig(num_steps=2 if smoke else 1500),
+        checkpoint=CheckpointConfig(every=0),
+        evals=() if smoke else (WordSimilarityConfig(paths=files, every=500),),
+        samples=None,
+    )

@@ -1,0 +1,115 @@
+"""Examples of unequal length, one to a row, batched with others of about their length."""
+
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from lm_jax.core.errors import DataError
+from lm_jax.core.types import Batch
+from lm_jax.data.examples import Example
+from lm_jax.data.shuffle import permute
+
+FORMAT = 1  # raised whenever the same examples would give other batches than before
+
+
+class Buckets:
+    """Rows of one example each, padded with 0 to one of few lengths.
+
+    Attributes:
+      examples: arrays [n, ...], or scalars.
+      by: the array whose length decides.
+      sizes: its lengths in a batch, ascending: an example is in the first bucket that has room for it.
+      lengths: in a batch, of the other arrays.
+    """
+
+    def __init__(self, examples: Sequence[Example], by: str, sizes: tuple[int, ...], lengths: dict[str, int]):
+        self.examples, self.by, self.sizes, self.lengths = list(examples), by, sizes, lengths
+        own = np.array([len(example.arrays[by]) for example in self.examples], np.int64)
+        if len(own) and own.max() > sizes[-1]:
+            example = self.examples[int(own.argmax())]
+            raise DataError(f"{example.name} has {own.max()} {by}, more than the largest bucket of {sizes[-1]} holds")
+        place = np.searchsorted(sizes, own)
+        self.members = [np.flatnonzero(place == bucket) for bucket in range(len(sizes))]
+
+    def batches(self, batch_size: int) -> list[tuple[int, int]]:
+        """(bucket, number within it) of all batches; the last ones of a bucket are filled with rows of padding."""
+        return [(b, i) for b, members in enumerate(self.members) for i in range(-(-len(members) // batch_size))]
+
+    def fill(self, numbers: Sequence[int], bucket: int) -> Batch:
+        """Arrays [rows, ...] of these examples; -1 is a row of padding only."""
+        batch: Batch = {}
+        for name, value in self.examples[0].arrays.items():
+            size = self.sizes[bucket] if name == self.by else self.lengths.get(name)
+            batch[name] = np.zeros((len(numbers), *(() if value.ndim == 0 else (size, *value.shape[1:]))), value.dtype)
+        for row, number in enumerate(numbers):
+            for name, value in self.examples[number].arrays.items() if number >= 0 else ():
+                batch[name][(row, slice(len(value))) if value.ndim else row] = value
+        return batch
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of all examples, in order."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            for name in sorted(example.arrays):
+                value = np.asarray(example.arrays[name])
+                digest.update(f"{name} {value.dtype} {value.shape} ".encode() + value.tobytes())
+        return digest.hexdigest()
+
+
+def _places(batch: int, batch_size: int) -> np.ndarray:
+    return np.arange(batch * batch_size, (batch + 1) * batch_size)
+
+
+class BucketLoader:
+    """Training batches: `loader(step)` is a pure function, without end. Each epoch has all examples once, in other batches and
+    another order of them."""
+
+    def __init__(self, buckets: Buckets, *, batch_size: int, seed: int = 0, local: slice = slice(None)):
+        """A loader of which this process takes the rows `local` of every batch."""
+        self._buckets, self._batch_size, self._seed, self._local = buckets, batch_size, seed, local
+        self._batches = buckets.batches(batch_size)
+        self.fingerprint: dict[str, Any] = {
+            "format": FORMAT,
+            "examples": buckets.hash,
+            "buckets": {"by": buckets.by, "sizes": list(buckets.sizes), "lengths": dict(buckets.lengths)},
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+
+    def __call__(self, step: int) -> Batch:
+        """This process's rows of batch `step` (from 0)."""
+        bucket, numbers = self._numbers(step)
+        return self._buckets.fill(numbers[self._local], bucket)
+
+    def documents(self, step: int) -> list[list[str]]:
+        """The name of the example in each row of the global batch `step`; none in a row of padding."""
+        return [[self._buckets.examples[number].name] if number >= 0 else [] for number in self._numbers(step)[1]]
+
+    def _numbers(self, step: int) -> tuple[int, list[int]]:
+        epoch, at = divmod(step, len(self._batches))
+        draw = functools.partial(permute, seed=self._seed, epoch=epoch)
+        bucket, batch = self._batches[int(draw(np.array([at]), len(self._batches))[0])]
+        members, places = self._buckets.members[bucket], _places(batch, self._batch_size)
+        places = places[places < len(members)]
+        numbers = members[draw(places, len(members), stream=1 + bucket)].tolist()  # an order of its own for each bucket
+        return bucket, numbers + [-1] * (self._batch_size - len(numbers))
+
+
+class BucketBatches:
+    """All examples once, bucket by bucket: iterating gives (numbers of the examples, -1 for padding; this process's rows)."""
+
+    def __init__(self, buckets: Buckets, *, batch_size: int, local: slice = slice(None)):
+        self._buckets, self._batch_size, self._local = buckets, batch_size, local
+
+    def __len__(self) -> int:
+        return len(self._buckets.batches(self._batch_size))
+
+    def __iter__(self) -> Iterator[tuple[list[int], Batch]]:
+        for bucket, batch in self._buckets.batches(self._batch_size):
+            members, places = self._buckets.members[bucket], _places(batch, self._batch_size)
+            numbers = [int(members[place]) if place < len(members) else -1 for place in places]
+            yield numbers, self._buckets.fill(numbers[self._local], bucket)

@@ -1,0 +1,93 @@
+"""Captions that a model writes of the images of a split, compared with those that people wrote."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from flax import nnx
+
+from lm_jax.core.config import check_positive
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.param import Params
+from lm_jax.core.sharding import same_everywhere
+from lm_jax.core.types import Batch
+from lm_jax.data.pixels import png_url
+from lm_jax.evals.base import EvalConfig, Shown
+from lm_jax.infer.beam import beam_search
+
+
+@dataclasses.dataclass(kw_only=True)
+class CaptionsConfig(EvalConfig):
+    """Yields "bleu" (BLEU-4 from 0 to 100 of all captions, sacrebleu, case-insensitive, tokenizer 13a, against all references of
+    each image), "length_ratio" (of the captions to the nearest references), "different" (the share of captions that are not
+    equal to another) and "num_images".
+
+    A caption is the best of a `beam` (1: greedy) of at most `max_tokens` tokens; `length_penalty` is as in `infer.beam`. `limit`
+    takes only the first images (None: all). `shown` images appear with caption and references. Every device writes all captions.
+    """
+
+    targets: ClassVar[frozenset[str]] = frozenset({"next words"})
+
+    beam: int = 3
+    max_tokens: int = 24
+    length_penalty: float = 1.0
+    limit: int | None = None
+    shown: int = 8
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for sizes out of range."""
+        super().validate()
+        check_positive(self, "beam", "max_tokens")
+        if self.limit is not None:
+            check_positive(self, "limit")
+        if self.shown < 0 or self.length_penalty < 0:
+            raise ConfigError(f"shown={self.shown} and length_penalty={self.length_penalty} must not be negative")
+
+    def scores(
+        self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
+    ) -> Iterator[tuple[str, float] | Shown]:
+        """See `EvalConfig.scores`."""
+        pictures = data.require(self.split)[: self.limit]
+        written: list[str] = []
+        for first in range(0, len(pictures), self.batch_size):
+            part = [picture.pixels for picture in pictures[first : first + self.batch_size]]
+            # Of one shape, so that there is one program.
+            images = np.stack(part + [part[0]] * (self.batch_size - len(part)))
+            written += self._write(graph, params, data, data.config.pixels.floats(images))[: len(part)]
+        references = [picture.captions for picture in pictures]
+        yield from bleu(written, references)
+        yield "different", sum(written.count(text) == 1 for text in written) / len(written)
+        yield "num_images", float(len(written))
+        for number in np.linspace(0, len(pictures) - 1, min(self.shown, len(pictures))).astype(int):
+            fields = {"image": png_url(pictures[number].pixels), "reference": " / ".join(references[number])}
+            yield Shown(pictures[number].name, written[number], fields)
+
+    def _write(self, graph: nnx.GraphDef, params: Params, data: Any, images_BHWC: np.ndarray) -> list[str]:
+        tokenizer = data.tokenizer
+        with same_everywhere():
+            found = beam_search(
+                graph,
+                params,
+                [[tokenizer.eos]] * len(images_BHWC),
+                beam=self.beam,
+                max_tokens=self.max_tokens,
+                eos=tokenizer.eos,
+                length_penalty=self.length_penalty,
+                num_tokens=tokenizer.vocab_size,
+                inputs={"images": images_BHWC},
+            )
+        return [tokenizer.decode(hypotheses[0][1]) for hypotheses in found]
+
+
+def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Iterator[tuple[str, float]]:
+    """Yields "bleu" and "length_ratio" of texts, each with one or several references. Raises `ConfigError` without sacrebleu."""
+    try:
+        import sacrebleu
+    except ModuleNotFoundError as error:
+        raise ConfigError("BLEU needs the extra: pip install 'lm_jax[bleu]'") from error
+    most = max(map(len, references))
+    columns = [[some[i] if i < len(some) else None for some in references] for i in range(most)]
+    score = sacrebleu.corpus_bleu(list(texts), columns, lowercase=True)
+    yield "bleu", score.score
+    yield "length_ratio", score.sys_len / score.ref_len

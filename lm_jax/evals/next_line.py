@@ -1,0 +1,98 @@
+"""Completion of text line by line: how often the model writes the next line exactly as it is."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from flax import nnx
+
+from lm_jax.core.config import check_positive
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.param import Params
+from lm_jax.core.sharding import same_everywhere
+from lm_jax.core.types import Batch
+from lm_jax.evals.base import EvalConfig, Shown
+from lm_jax.infer.generate import generate
+from lm_jax.infer.sampling import SamplingConfig
+
+_SHOWN_LINES = 6  # of what stands before a line
+
+
+class Line(NamedTuple):
+    """A line that is not blank, and the text of its document before it."""
+
+    before: str
+    line: str
+
+
+@dataclasses.dataclass(kw_only=True)
+class NextLineConfig(EvalConfig):
+    """Yields "exact", the share of lines that greedy generation completes exactly (white space at their ends apart), and
+    "num_lines".
+
+    `limit` lines are read, evenly spread over all lines of the split that are neither blank nor the first of their document. The
+    model sees as much of the text before a line as half a row holds, and writes up to `max_tokens` tokens. The first `show` are
+    shown. Every device writes all lines.
+    """
+
+    targets: ClassVar[frozenset[str]] = frozenset({"next words"})
+
+    max_tokens: int = 48
+    limit: int = 200
+    show: int = 4
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for sizes below 1."""
+        super().validate()
+        check_positive(self, "max_tokens", "limit")
+
+    def scores(
+        self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
+    ) -> Iterator[tuple[str, float] | Shown]:
+        """See `EvalConfig.scores`."""
+        lines = self.lines(data)
+        with same_everywhere():
+            written = [text for group in self._groups(lines) for text in self._complete(graph, params, data, group)]
+        right = [text.rstrip() == line.line.rstrip() for text, line in zip(written, lines, strict=True)]
+        yield "exact", sum(right) / len(right)
+        yield "num_lines", float(len(right))
+        for line, text, hit in list(zip(lines, written, right, strict=True))[: self.show]:
+            before = "\n".join(line.before.split("\n")[-_SHOWN_LINES - 1 :])
+            yield Shown(before, text, {"eval": self.name, "reference": line.line, "exact": hit})
+
+    def lines(self, data: Any) -> list[Line]:
+        """The lines of the split of running text (see `data/text.py`) that are read."""
+        found = []
+        for _, store in data.sources(self.split):
+            for start, end in zip(store.offsets[:-1], store.offsets[1:], strict=True):
+                text = data.tokenizer.decode(np.asarray(store.tokens[start : end - 1]))
+                place = 0
+                for line in text.split("\n"):
+                    if place and line.strip():
+                        found.append(Line(text[:place], line))
+                    place += len(line) + 1
+        if not found:
+            raise ConfigError(f"the split {self.split!r} has no line after the first of a document")
+        chosen = np.unique(np.linspace(0, len(found) - 1, self.limit).astype(int))
+        return [found[i] for i in chosen]
+
+    def _groups(self, lines: list[Line]) -> Iterator[list[Line]]:
+        for first in range(0, len(lines), self.batch_size):
+            yield lines[first : first + self.batch_size]
+
+    def _complete(self, graph: nnx.GraphDef, params: Params, data: Any, lines: list[Line]) -> list[str]:
+        """The first line of what the model writes after each."""
+        tokenizer, room = data.tokenizer, (self.length or data.config.length) // 2
+        prompts = [[tokenizer.eos, *map(int, tokenizer.encode(line.before))][-room:] for line in lines]
+        filled = prompts + prompts[-1:] * (self.batch_size - len(prompts))  # one shape, one program
+        found = generate(
+            graph,
+            params,
+            filled,
+            max_tokens=self.max_tokens,
+            sampling=SamplingConfig(temperature=0.0),
+            stop_tokens=(tokenizer.eos,),
+            num_tokens=tokenizer.vocab_size,
+        )
+        return [tokenizer.decode(samples[0]).split("\n")[0] for samples in found[: len(lines)]]

@@ -1,0 +1,122 @@
+"""Finding the texts of an image and the image of a text among all those of a split."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.local import all_gather, local_view
+from lm_jax.core.param import Params, param_specs
+from lm_jax.core.sharding import batch_specs
+from lm_jax.core.types import Array, Batch
+from lm_jax.data.pixels import png_url
+from lm_jax.evals.base import EvalConfig, Shown
+
+
+@dataclasses.dataclass(kw_only=True)
+class RetrievalConfig(EvalConfig):
+    """Yields, for each k of `at`, "image_to_text_recall@k": the share of images one of whose texts is among the k nearest of all
+    texts of the split, and "text_to_image_recall@k": the share of texts whose image is among the k nearest of all images. Beside
+    them "..._chance@k", what a random order gives. A wrong one that is as near counts as nearer.
+
+    `shown` images appear with the texts that are nearest to them.
+    """
+
+    targets: ClassVar[frozenset[str]] = frozenset({"pairs"})
+
+    at: tuple[int, ...] = (1, 5, 10)
+    shown: int = 8
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for sizes out of range."""
+        super().validate()
+        if not self.at or min(self.at) < 1 or self.shown < 0:
+            raise ConfigError(f"at={self.at} must be numbers above 0, and shown={self.shown} not negative")
+
+    def scores(
+        self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
+    ) -> Iterator[tuple[str, float] | Shown]:
+        """See `EvalConfig.scores`."""
+        pictures = data.require(self.split)
+        batches = data.eval_batches(self.split, batch_size=self.batch_size, length=self.length, rows=rows)
+        of_text = np.repeat(np.arange(len(pictures)), [len(picture.captions) for picture in pictures])
+        images, texts = embed(graph, params, map(put, batches), len(of_text))
+        first = np.flatnonzero(np.diff(of_text, prepend=-1))  # every image stands before each of its texts
+        images = images[first]
+        ranks = {"image_to_text": text_ranks(images, texts, of_text), "text_to_image": image_ranks(images, texts, of_text)}
+        for name, found in ranks.items():
+            for k in self.at:
+                yield f"{name}_recall@{k}", float(np.mean(found < k))
+        for k in self.at:
+            yield f"image_to_text_chance@{k}", text_chance(np.bincount(of_text), k)
+            yield f"text_to_image_chance@{k}", min(k / len(images), 1.0)
+        captions = [caption for picture in pictures for caption in picture.captions]
+        for number in np.linspace(0, len(pictures) - 1, min(self.shown, len(pictures))).astype(int):
+            near = np.argsort(-(texts @ images[number]), kind="stable")[:5]
+            fields = {"image": png_url(pictures[number].pixels), "reference": " / ".join(pictures[number].captions)}
+            yield Shown(pictures[number].name, " / ".join(captions[i] for i in near), fields)
+
+
+def embed(graph: nnx.GraphDef, params: Params, batches: Iterator[Batch], number: int) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [number, E] twice: the unit vectors of the images and of the texts of the first `number` rows."""
+    found = [jax.device_get(_vectors(params, batch, graph=graph)) for batch in batches]
+    images, texts = (np.concatenate(vectors)[:number] for vectors in zip(*found, strict=True))
+    return images, texts
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _vectors(params: Params, batch: Batch, *, graph: nnx.GraphDef) -> tuple[Array, Array]:
+    def local(params: Params, batch: Batch) -> tuple[Array, Array]:
+        pair = nnx.merge(graph, params).pair(batch)
+        return all_gather(pair.images, "batch", 0), all_gather(pair.texts, "batch", 0)
+
+    # Gathered vectors are the same on every device, which the types cannot show.
+    shards = param_specs(graph, params)
+    return local_view(local, (shards, batch_specs(batch)), PartitionSpec(), check=False)(params, batch)
+
+
+def text_ranks(images_IE: np.ndarray, texts_TE: np.ndarray, of_text_T: np.ndarray) -> np.ndarray:
+    """int [I]: how many texts of others are at least as near to each image as the nearest of its own."""
+    ranks = np.empty(len(images_IE), np.int64)
+    for number, image_E in enumerate(images_IE):
+        near_T, own_T = texts_TE @ image_E, of_text_T == number
+        ranks[number] = np.sum(near_T[~own_T] >= near_T[own_T].max())
+    return ranks
+
+
+def image_ranks(images_IE: np.ndarray, texts_TE: np.ndarray, of_text_T: np.ndarray) -> np.ndarray:
+    """int [T]: how many other images are at least as near to each text as its own."""
+    ranks = np.empty(len(texts_TE), np.int64)
+    for number, (text_E, own) in enumerate(zip(texts_TE, of_text_T, strict=True)):
+        near_I = images_IE @ text_E
+        ranks[number] = np.sum(near_I >= near_I[own]) - 1
+    return ranks
+
+
+def text_chance(texts_of_image_I: np.ndarray, k: int) -> float:
+    """The recall at k of texts in a random order: for an image with c of n texts 1 - C(n - c, k) / C(n, k), a mean over images."""
+    n = int(texts_of_image_I.sum())
+    if k >= n:
+        return 1.0
+    return float(np.mean([1 - math.comb(n - int(c), k) / math.comb(n, k) for c in texts_of_image_I]))
+
+
+def zero_shot(images_IE: np.ndarray, prompts_PE: np.ndarray, classes_P: Sequence[int]) -> np.ndarray:
+    """int [I]: the class of each image, whose prompts are nearest to it (CLIP, arXiv:2103.00020, section 3.1.4).
+
+    The vector of a class is the mean of the unit vectors of its prompts, made a unit vector again. `classes_P` are the classes
+    of the prompts, numbers from 0 on, each of which must have one.
+    """
+    number = max(classes_P) + 1
+    if sorted(set(classes_P)) != list(range(number)):
+        raise ConfigError(f"prompts are given of the classes {sorted(set(classes_P))}, which must be all numbers from 0 on")
+    means_CE = np.stack([prompts_PE[np.asarray(classes_P) == c].mean(axis=0) for c in range(number)])
+    means_CE /= np.linalg.norm(means_CE, axis=1, keepdims=True)
+    return np.argmax(images_IE @ means_CE.T, axis=1)

@@ -1,0 +1,83 @@
+"""Scores of written texts against references, by the libraries that the field quotes. They are the extra `metrics`."""
+
+import collections
+import importlib
+import re
+import string
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from lm_jax.core.errors import ConfigError
+
+Scores = Iterator[tuple[str, float]]
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"this metric needs the package {name.split('.')[0]}: pip install 'lm_jax[metrics]'") from error
+
+
+def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+    """Corpus BLEU from 0 to 100 (Papineni et al. 2002), by sacrebleu (arXiv:1804.08771): tokenisation 13a, lower case."""
+    found = _library("sacrebleu").corpus_bleu(list(texts), _columns(references), lowercase=True)
+    yield "bleu", found.score
+    yield "brevity_penalty", found.bp
+
+
+def chrf(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+    """Corpus chrF from 0 to 100 (Popovic 2015), by sacrebleu."""
+    yield "chrf", _library("sacrebleu").corpus_chrf(list(texts), _columns(references)).score
+
+
+def _columns(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
+    """The k-th reference of every text, as sacrebleu wants them; None where a text has fewer."""
+    most = max(map(len, references))
+    return [[known[k] if k < len(known) else None for known in references] for k in range(most)]
+
+
+def rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+    """F-measures of ROUGE-1, -2 and -L from 0 to 100 (Lin 2004), by rouge-score with stemming: means over the texts of the best
+    reference of each."""
+    names = ("rouge1", "rouge2", "rougeL")
+    scorer = _library("rouge_score.rouge_scorer").RougeScorer(names, use_stemmer=True)
+    found = [scorer.score_multi(list(known), text) for text, known in zip(texts, references, strict=True)]
+    for name in names:
+        yield name, 100 * sum(score[name].fmeasure for score in found) / len(found)
+
+
+def exact(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+    """Share of the texts that are, normalised, one of their references (SQuAD, Rajpurkar et al. 2016, arXiv:1606.05250)."""
+    hits = [normalised(text) in map(normalised, known) for text, known in zip(texts, references, strict=True)]
+    yield "exact", sum(hits) / len(hits)
+
+
+def f1(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+    """Mean F1 of the words of each text and of its best reference, normalised as in `exact` (SQuAD)."""
+    best = [max(word_f1(text, one) for one in known) for text, known in zip(texts, references, strict=True)]
+    yield "f1", sum(best) / len(best)
+
+
+def word_f1(text: str, reference: str) -> float:
+    """F1 of two texts as bags of normalised words; 1 where both are empty."""
+    ours, theirs = normalised(text).split(), normalised(reference).split()
+    if not ours or not theirs:
+        return float(ours == theirs)
+    common = sum((collections.Counter(ours) & collections.Counter(theirs)).values())
+    return 2 * common / (len(ours) + len(theirs))
+
+
+def normalised(text: str) -> str:
+    """Lower case, without punctuation and English articles, one space between words: as the SQuAD script does."""
+    kept = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+METRICS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], Scores]] = {
+    "bleu": bleu,
+    "chrf": chrf,
+    "rouge": rouge,
+    "exact": exact,
+    "f1": f1,
+}

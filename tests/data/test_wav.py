@@ -1,0 +1,59 @@
+"""WAV files of all widths, and what is wrong with others."""
+
+import wave
+
+import numpy as np
+import pytest
+
+from lm_jax.core.errors import DataError
+from lm_jax.data.wav import read_wav, resample
+
+
+def write_wav(path, samples, rate=8000, width=2):
+    """A file of samples [N] or [N, channels] from -1 to 1."""
+    samples = np.asarray(samples, np.float64)
+    whole = np.clip(np.round(samples * 2 ** (8 * width - 1)), -(2 ** (8 * width - 1)), 2 ** (8 * width - 1) - 1).astype(np.int64)
+    whole = whole + 128 if width == 1 else whole
+    data = whole.astype("<i8").tobytes()
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1 if samples.ndim == 1 else samples.shape[1], width, rate, 0, "NONE", ""))
+        file.writeframes(b"".join(data[i : i + width] for i in range(0, len(data), 8)))
+    return path
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_samples_come_back(tmp_path, width):
+    x = np.concatenate([np.random.default_rng(0).uniform(-1, 1, 500), [-1.0, 0.0, 0.5]])
+    sound = read_wav(write_wav(tmp_path / "a.wav", x, 11025, width))
+    assert sound.samples.dtype == np.float32 and sound[1:] == (11025, 1)
+    np.testing.assert_allclose(sound.samples, x, atol=1.01 * 2.0 ** -(8 * width - 1) + 1e-7)
+    assert sound.samples[-3:].tolist() == [-1.0, 0.0, 0.5]
+
+
+def test_channels_are_averaged(tmp_path):
+    sound = read_wav(write_wav(tmp_path / "a.wav", np.array([[0.5, 0.0], [-0.25, 0.75]])))
+    assert sound.channels == 2 and sound.samples.tolist() == [0.25, 0.25]
+
+
+def test_bad_files_are_named(tmp_path):
+    good = write_wav(tmp_path / "good.wav", np.zeros(100)).read_bytes()
+    is_float = bytearray(good)
+    is_float[20] = 3
+    bad = {"text": b"hello, world", "empty": b"", "cut": good[:-60], "head": good[:20], "float": bytes(is_float), "none": good[:44]}
+    for name, data in bad.items():
+        (tmp_path / f"{name}.wav").write_bytes(data)
+        with pytest.raises(DataError, match=f"{name}.wav (cannot be read as a WAV file|is cut off)"):
+            read_wav(tmp_path / f"{name}.wav")
+    with pytest.raises(DataError, match=r"no.wav cannot be read"):
+        read_wav(tmp_path / "no.wav")
+    with pytest.raises(DataError, match=r"silent.wav has no samples"):
+        read_wav(write_wav(tmp_path / "silent.wav", np.zeros(0)))
+    with pytest.raises(DataError, match="its header says 100 samples, and it holds 70"):
+        read_wav(tmp_path / "cut.wav")
+
+
+def test_a_tone_stays_a_tone_at_another_rate():
+    tone = lambda rate: np.sin(2 * np.pi * 440 * np.arange(rate // 2) / rate).astype(np.float32)  # noqa: E731
+    found = resample(tone(44100), 44100, 8000)
+    assert found.dtype == np.float32 and len(found) == 4000
+    np.testing.assert_allclose(found[200:-200], tone(8000)[200:-200], atol=5e-3)

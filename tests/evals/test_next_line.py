@@ -1,0 +1,74 @@
+"""Completion of lines: which lines are read, and that a model which knows the text completes them."""
+
+import jax
+import pytest
+
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.param import split
+from lm_jax.data.sources import TextFiles
+from lm_jax.data.splits import ListedSplit
+from lm_jax.data.store import Corpus
+from lm_jax.data.text import TextData
+from lm_jax.data.tokenizers import Characters
+from lm_jax.evals import next_line
+from lm_jax.evals.base import Shown
+from lm_jax.evals.next_line import NextLineConfig
+from tests.models_for_tests import llama
+
+TEXT = "abc\n  abc\n\nab c\nc\n"
+
+
+def prepared(tmp_path, held_out=TEXT):
+    for name, text in (("a", "ab c\n" * 20), ("b", held_out)):
+        (tmp_path / f"{name}.txt").write_text(text)
+    (tmp_path / "splits.json").write_text('{"train": ["a.txt"], "validation": ["b.txt"]}')
+    source, splits = TextFiles(paths=(f"{tmp_path}/*.txt",)), ListedSplit(path=f"{tmp_path}/splits.json")
+    corpus = Corpus(name="x", source=source, split=splits)
+    return TextData(corpora=(corpus,), tokenizer=Characters(), length=16, cache_dir=str(tmp_path / "c"), num_workers=1).prepare()
+
+
+@pytest.fixture
+def data(tmp_path):
+    return prepared(tmp_path)
+
+
+def test_lines_are_those_after_the_first_that_are_not_blank(data, tmp_path):
+    lines = NextLineConfig().lines(data)
+    assert [line.line for line in lines] == ["  abc", "ab c", "c"]
+    assert all(TEXT.startswith(line.before + line.line + "\n") and line.before.endswith("\n") for line in lines)
+    assert [line.line for line in NextLineConfig(limit=2).lines(data)] == ["  abc", "c"]
+    with pytest.raises(ConfigError, match="the split 'validation' has no line after the first of a document"):
+        NextLineConfig().lines(prepared(tmp_path, "abc"))
+
+
+def test_what_is_written_up_to_the_line_end_is_compared(data, monkeypatch):
+    """`generate` is replaced by one that knows the text of the split, but for one line."""
+    whole, asked = data.tokenizer.encode(TEXT).tolist(), []
+
+    def knows(graph, params, prompts, *, max_tokens, **more):
+        asked.extend(prompts)
+        found = []
+        for prompt in prompts:
+            tail = prompt[1:] if prompt[0] == data.tokenizer.eos else prompt
+            at = next(i for i in range(len(whole)) if whole[i : i + len(tail)] == tail) + len(tail)
+            text = data.tokenizer.decode(whole[at : at + max_tokens])
+            found.append([data.tokenizer.encode("cab\n" if text.startswith("ab c") else text).tolist()])
+        return found
+
+    monkeypatch.setattr(next_line, "generate", knows)
+    config = NextLineConfig(batch_size=2, max_tokens=6, show=1, length=32)
+    scores = list(config.scores(None, None, data, None, slice(None)))
+    assert dict(item for item in scores if not isinstance(item, Shown)) == {"exact": 2 / 3, "num_lines": 3.0}
+    (shown,) = [item for item in scores if isinstance(item, Shown)]
+    assert (shown.prompt, shown.text, shown.fields["reference"], shown.fields["exact"]) == ("abc\n", "  abc", "  abc", True)
+    assert all(len(prompt) <= 16 for prompt in asked)
+
+
+def test_a_model_completes_lines(data):
+    parts = split(llama(vocab_size=8).build(jax.random.key(0)))
+    scores = dict(
+        item
+        for item in NextLineConfig(batch_size=4, max_tokens=4, show=0).scores(*parts, data, None, slice(None))
+        if not isinstance(item, Shown)
+    )
+    assert 0 <= scores["exact"] <= 1 and scores["num_lines"] == 3
