@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import jax
 import numpy as np
 
 from lm_jax.core.config import Config, to_json
@@ -86,6 +87,11 @@ class Denoise(Config):
     def row_length(self, length: int) -> int:
         """How many "tokens" an example of a row of `length` tokens of text has. Raises `ConfigError` where it cannot be made."""
         return length
+
+    def shapes(self, rows: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of the arrays of a batch of examples, given those of the rows of text that they are made of."""
+        size, length = rows["tokens"].shape
+        return {name: jax.ShapeDtypeStruct((size, self.row_length(length)), x.dtype) for name, x in rows.items()}
 
     def check(self, *, documents: bool) -> None:
         """Raises `ConfigError` where it does not fit rows whose `documents` are kept apart."""

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar, NamedTuple
 
+import jax
 import numpy as np
 
 from lm_jax.core.config import check_positive
@@ -51,6 +52,10 @@ class PrefixLM(Denoise):
     def num_added(self) -> int:
         """None."""
         return 0
+
+    def shapes(self, rows: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+        """See `Denoise.shapes`."""
+        return super().shapes(rows) | {"prefix": rows["tokens"]}
 
     def build(self, tokenizer: Tokenizer, length: int) -> "Prefixer":
         """See `Denoise.build`."""

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
+import jax
 import numpy as np
 
 from lm_jax.core.config import check_positive
@@ -17,7 +18,31 @@ MODES = "RSX"
 
 
 @dataclasses.dataclass(kw_only=True)
-class SpanCorruption(Denoise):
+class Corruption(Denoise):
+    """Base of what an encoder reads with parts missing, which a decoder writes."""
+
+    inputs: ClassVar[frozenset[str]] = frozenset({"tokens", "memory_tokens"})
+
+    def memory_length(self, length: int) -> int:
+        """How many "memory_tokens" an example of a row of `length` tokens has."""
+        raise NotImplementedError
+
+    def shapes(self, rows: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+        """See `Denoise.shapes`."""
+        size, length = rows["tokens"].shape
+        memory = jax.ShapeDtypeStruct((size, self.memory_length(length)), np.int32)
+        return super().shapes(rows) | {"memory_tokens": memory, "memory_segments": memory}
+
+    def check(self, *, documents: bool) -> None:
+        """See `Denoise.check`."""
+        if documents:
+            raise ConfigError(
+                f"{type(self).__name__} takes a row for one text: leave document_mask False and packing.method 'stream'"
+            )
+
+
+@dataclasses.dataclass(kw_only=True)
+class SpanCorruption(Corruption):
     """A share `rate` of a row is cut out in spans of `mean_span` tokens (T5, Raffel et al. 2020, arXiv:1910.10683, section 3.1.4).
 
     The number of tokens cut out and of spans follow from the length of a row; where they are is drawn. With `mean_span` None it
@@ -25,8 +50,6 @@ class SpanCorruption(Denoise):
     spans, each after its sentinel, and the end of document; "tokens" the same one place later. Text of weight 0 is hidden from the
     encoder ("memory_segments" 0) and has weight 0. The `sentinels` are the tokens after those of the tokenizer.
     """
-
-    inputs: ClassVar[frozenset[str]] = frozenset({"tokens", "memory_tokens"})
 
     rate: float = 0.15
     mean_span: float | None = 3.0
@@ -65,16 +88,9 @@ class SpanCorruption(Denoise):
         return sum(self.sizes(length)) + 1
 
     def memory_length(self, length: int) -> int:
-        """How many "memory_tokens" an example of a row of `length` tokens has."""
+        """See `Corruption.memory_length`."""
         noise, spans = self.sizes(length)
         return length - noise + spans
-
-    def check(self, *, documents: bool) -> None:
-        """See `Denoise.check`."""
-        if documents:
-            raise ConfigError(
-                f"{type(self).__name__} takes a row for one text: leave document_mask False and packing.method 'stream'"
-            )
 
     def prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[int]], Batch]:
         """See `Denoise.prompts`: each text with one span missing, at its end."""
@@ -150,15 +166,13 @@ def _default_denoisers() -> tuple[SpanCorruption, ...]:
 
 
 @dataclasses.dataclass(kw_only=True)
-class UL2(Denoise):
+class UL2(Corruption):
     """Each row is denoised by one of `denoisers`, drawn alike (Tay et al. 2023, arXiv:2205.05131, section 3.1 and table 1).
 
     "memory_tokens" begin with the token of its mode: of "R", "S" and "X", the three after the sentinels, of which there are as many
     as the denoiser with the most has. Examples are padded to the longest, a memory with its mode; padding has weight 0 and
     "memory_segments" 0.
     """
-
-    inputs: ClassVar[frozenset[str]] = frozenset({"tokens", "memory_tokens"})
 
     denoisers: tuple[SpanCorruption, ...] = dataclasses.field(default_factory=_default_denoisers)
 
@@ -182,12 +196,8 @@ class UL2(Denoise):
         return max(denoiser.row_length(length) for denoiser in self.denoisers)
 
     def memory_length(self, length: int) -> int:
-        """How many "memory_tokens" an example of a row of `length` tokens has."""
+        """See `Corruption.memory_length`."""
         return 1 + max(denoiser.memory_length(length) for denoiser in self.denoisers)
-
-    def check(self, *, documents: bool) -> None:
-        """See `Denoise.check`."""
-        self.denoisers[0].check(documents=documents)
 
     def mode_token(self, mode: str, vocab_size: int) -> int:
         """The id of one of the `MODES`."""

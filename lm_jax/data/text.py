@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from lm_jax.core.config import check_positive, nearest
 from lm_jax.core.errors import ConfigError, DataError
 from lm_jax.core.types import Batch
@@ -75,6 +77,11 @@ class TextData(DataConfig):
         """See `DataConfig.row_length`."""
         length = super().row_length(length)
         return length if self.denoise is None else self.denoise.row_length(length)
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """See `DataConfig.shapes`."""
+        rows = super().shapes()
+        return rows if self.denoise is None else self.denoise.shapes(rows)
 
     def prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[int]], Batch]:
         """See `DataConfig.prompts`; an encoder reads texts with a span missing at the end."""

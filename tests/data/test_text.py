@@ -99,7 +99,7 @@ def denoised(denoise, **settings):
 @pytest.mark.parametrize("denoise", DENOISERS, ids=lambda denoise: type(denoise).__name__)
 def test_denoised_batches_are_those_of_the_same_rows(denoise):
     plain, prepared = in_memory(length=20), denoised(denoise)
-    denoiser, loader = denoise.build(Numbers(), 20), prepared.train_loader()
+    denoiser, loader, shapes = denoise.build(Numbers(), 20), prepared.train_loader(), prepared.config.shapes()
     for step in (0, 3, 300):  # in chunks of several steps
         batch = loader(step)
         rows = plain.train_loader()(step)
@@ -108,6 +108,7 @@ def test_denoised_batches_are_those_of_the_same_rows(denoise):
         for name, value in batch.items():
             np.testing.assert_array_equal(value, expected[name])
         assert {value.shape[0] for value in batch.values()} == {4} and batch["tokens"].shape[1] == prepared.config.row_length()
+        assert {n: (x.shape, x.dtype) for n, x in batch.items()} == {n: (x.shape, x.dtype) for n, x in shapes.items()}
         assert prepared.config.inputs <= batch.keys() and batch["targets"].max() < prepared.num_outputs
         assert max(batch[name].max() for name in batch if name.endswith("tokens")) < prepared.vocab_size
         parts = [denoised(denoise).train_loader(rows)(step) for rows in (slice(0, 1), slice(1, 4))]
