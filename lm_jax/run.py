@@ -302,6 +302,7 @@ def continuations(
         num_samples=num_samples,
         num_tokens=tokenizer.vocab_size,
         inputs=inputs,
+        bidirectional="prefix" in experiment.data.inputs,
     )
     return [[tokenizer.decode(np.array(tokens)) for tokens in samples] for samples in new]
 

@@ -122,13 +122,14 @@ def test_a_masked_language_model_trains_and_is_evaluated_alike_each_time(tmp_pat
 
 
 @pytest.mark.slow
-def test_span_corruption_trains_and_continues_a_prompt(tmp_path):
+@pytest.mark.parametrize("denoise", [SpanCorruption(rate=0.3, sentinels=5), PrefixLM()], ids=["spans", "prefix"])
+def test_a_denoiser_trains_and_continues_a_prompt(denoise, tmp_path):
     config = experiment(tmp_path, num_steps=4)
-    denoise = SpanCorruption(rate=0.3, sentinels=5)
+    size = config.model.vocab_size + denoise.num_added
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, denoise=denoise),
-        model=t5(config.model.vocab_size + 5),
+        model=llama(vocab_size=size) if isinstance(denoise, PrefixLM) else t5(size),
     )
     validate_tree(config)
     assert run.train(config, tmp_path / "run") == 0

@@ -153,7 +153,7 @@ class MiddleFiller(Denoiser):
         new = moved(documents, np.repeat(where, 3, axis=1))
         first = _firsts(new)
         # A document goes on from what stood before it.
-        before = moved(np.take_along_axis(batch["tokens"], _firsts(documents), axis=1), self._before(batch, cuts))
+        before = moved(batch["tokens"], self._before(batch, cuts))
         tokens = np.pad(targets[:, :-1], ((0, 0), (1, 0)))
         made = {
             "tokens": np.where(first == np.arange(targets.shape[1]), before, tokens),
