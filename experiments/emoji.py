@@ -94,7 +94,7 @@ def get_config(arg: str = "contrastive") -> Experiment:
     smoke, arg = arg == "smoke", "coca" if arg == "smoke" else arg or "contrastive"
     check_choice("emoji", arg, tuple(OBJECTIVES))
     kind = ImageCaptions if arg == "coca" else ImageTextPairs
-    retrieval = RetrievalConfig(every=0 if smoke else 100, batch_size=16 if smoke else 128, shown=4 if smoke else 12)
+    retrieval = RetrievalConfig(every=0 if smoke else 100, batch_size=16 if smoke else 128, show=4 if smoke else 12)
     return Experiment(
         data=kind(
             train=ImageTable(path=f"{folder('emoji')}/captions.tsv", folder="png", image="file"),
@@ -113,7 +113,7 @@ def get_config(arg: str = "contrastive") -> Experiment:
             schedule=Schedule(shape="cosine", warmup_steps=0 if smoke else 50, final_ratio=0.0),
         ),
         step=StepConfig(ema_decay=None if smoke else 0.99),
-        train=TrainConfig(num_steps=2 if smoke else 800),
+        train=TrainConfig(num_steps=2 if smoke else 300),
         checkpoint=CheckpointConfig(every=0),
         evals=(retrieval,),
         samples=None,

@@ -4,7 +4,11 @@
 
 A word is its vector (of words that occur five times or more) and those of its beginnings and ends of 1 to 4 characters, its
 lower-case form and its shape: most names of the test are words that training never had. The tags of a sentence are the best valid
-sequence. The data is looked for in ../shared/data, or where LM_JAX_DATA points to. `:smoke` is a tiny version.
+sequence (without that, 68.1 % on the validation split instead of 73.6 %). The data is looked for in ../shared/data, or where
+LM_JAX_DATA points to. `:smoke` is a tiny version.
+
+Test F1 of spans 73.7 % (seed 0, last step), after 9 minutes on 2 CPU cores that five others shared. Beside it a conditional random
+field of hand-made features (`python -m benchmarks.ner_peer`): 72.5 %, after 8 minutes of one core.
 """
 
 from shared_data import folder

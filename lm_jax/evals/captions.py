@@ -1,48 +1,51 @@
 """Captions that a model writes of the images of a split, compared with those that people wrote."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 from flax import nnx
 
-from lm_jax.core.config import check_positive
+from lm_jax.core.config import check_choice, check_positive
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import Params
 from lm_jax.core.sharding import same_everywhere
 from lm_jax.core.types import Batch
 from lm_jax.data.pixels import png_url
 from lm_jax.evals.base import EvalConfig, Shown
+from lm_jax.evals.text_metrics import METRICS
 from lm_jax.infer.beam import beam_search
 
 
 @dataclasses.dataclass(kw_only=True)
 class CaptionsConfig(EvalConfig):
-    """Yields "bleu" (BLEU-4 from 0 to 100 of all captions, sacrebleu, case-insensitive, tokenizer 13a, against all references of
-    each image), "length_ratio" (of the captions to the nearest references), "different" (the share of captions that are not
-    equal to another) and "num_images".
+    """Yields the scores of `metrics` (see `evals/text_metrics.py`) of all captions, each against all references of its
+    image, "different", the share of captions that are not equal to another, and "num_images".
 
     A caption is the best of a `beam` (1: greedy) of at most `max_tokens` tokens; `length_penalty` is as in `infer.beam`. `limit`
-    takes only the first images (None: all). `shown` images appear with caption and references. Every device writes all captions.
+    takes only the first images (None: all). `show` images appear with caption and references. Every device writes all captions.
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"next words"})
 
+    metrics: tuple[str, ...] = ("bleu",)
     beam: int = 3
     max_tokens: int = 24
     length_penalty: float = 1.0
     limit: int | None = None
-    shown: int = 8
+    show: int = 8
 
     def validate(self) -> None:
-        """Raises `ConfigError` for sizes out of range."""
+        """Raises `ConfigError` for sizes out of range or an unknown metric."""
         super().validate()
         check_positive(self, "beam", "max_tokens")
+        for name in self.metrics:
+            check_choice("metrics", name, tuple(METRICS))
         if self.limit is not None:
             check_positive(self, "limit")
-        if self.shown < 0 or self.length_penalty < 0:
-            raise ConfigError(f"shown={self.shown} and length_penalty={self.length_penalty} must not be negative")
+        if self.show < 0 or self.length_penalty < 0:
+            raise ConfigError(f"show={self.show} and length_penalty={self.length_penalty} must not be negative")
 
     def scores(
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
@@ -56,10 +59,11 @@ class CaptionsConfig(EvalConfig):
             images = np.stack(part + [part[0]] * (self.batch_size - len(part)))
             written += self._write(graph, params, data, data.config.pixels.floats(images))[: len(part)]
         references = [picture.captions for picture in pictures]
-        yield from bleu(written, references)
+        for name in self.metrics:
+            yield from METRICS[name](written, references)
         yield "different", sum(written.count(text) == 1 for text in written) / len(written)
         yield "num_images", float(len(written))
-        for number in np.linspace(0, len(pictures) - 1, min(self.shown, len(pictures))).astype(int):
+        for number in np.linspace(0, len(pictures) - 1, min(self.show, len(pictures))).astype(int):
             fields = {"image": png_url(pictures[number].pixels), "reference": " / ".join(references[number])}
             yield Shown(pictures[number].name, written[number], fields)
 
@@ -78,16 +82,3 @@ class CaptionsConfig(EvalConfig):
                 inputs={"images": images_BHWC},
             )
         return [tokenizer.decode(hypotheses[0][1]) for hypotheses in found]
-
-
-def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Iterator[tuple[str, float]]:
-    """Yields "bleu" and "length_ratio" of texts, each with one or several references. Raises `ConfigError` without sacrebleu."""
-    try:
-        import sacrebleu
-    except ModuleNotFoundError as error:
-        raise ConfigError("BLEU needs the extra: pip install 'lm_jax[bleu]'") from error
-    most = max(map(len, references))
-    columns = [[some[i] if i < len(some) else None for some in references] for i in range(most)]
-    score = sacrebleu.corpus_bleu(list(texts), columns, lowercase=True)
-    yield "bleu", score.score
-    yield "length_ratio", score.sys_len / score.ref_len

@@ -26,19 +26,19 @@ class RetrievalConfig(EvalConfig):
     texts of the split, and "text_to_image_recall@k": the share of texts whose image is among the k nearest of all images. Beside
     them "..._chance@k", what a random order gives. A wrong one that is as near counts as nearer.
 
-    `shown` images appear with the texts that are nearest to them.
+    `show` images appear with the texts that are nearest to them.
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"pairs"})
 
     at: tuple[int, ...] = (1, 5, 10)
-    shown: int = 8
+    show: int = 8
 
     def validate(self) -> None:
         """Raises `ConfigError` for sizes out of range."""
         super().validate()
-        if not self.at or min(self.at) < 1 or self.shown < 0:
-            raise ConfigError(f"at={self.at} must be numbers above 0, and shown={self.shown} not negative")
+        if not self.at or min(self.at) < 1 or self.show < 0:
+            raise ConfigError(f"at={self.at} must be numbers above 0, and show={self.show} not negative")
 
     def scores(
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
@@ -58,7 +58,7 @@ class RetrievalConfig(EvalConfig):
             yield f"image_to_text_chance@{k}", text_chance(np.bincount(of_text), k)
             yield f"text_to_image_chance@{k}", min(k / len(images), 1.0)
         captions = [caption for picture in pictures for caption in picture.captions]
-        for number in np.linspace(0, len(pictures) - 1, min(self.shown, len(pictures))).astype(int):
+        for number in np.linspace(0, len(pictures) - 1, min(self.show, len(pictures))).astype(int):
             near = np.argsort(-(texts @ images[number]), kind="stable")[:5]
             fields = {"image": png_url(pictures[number].pixels), "reference": " / ".join(pictures[number].captions)}
             yield Shown(pictures[number].name, " / ".join(captions[i] for i in near), fields)

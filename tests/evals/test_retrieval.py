@@ -7,7 +7,6 @@ import itertools
 import jax
 import numpy as np
 import pytest
-import sacrebleu
 from PIL import Image
 
 from lm_jax.core.config import validate_tree
@@ -21,7 +20,7 @@ from lm_jax.data.images import ImageTextPairs, PreparedImages
 from lm_jax.data.pixels import PixelsConfig
 from lm_jax.data.tokenizers import Words
 from lm_jax.evals.base import Shown
-from lm_jax.evals.captions import CaptionsConfig, bleu
+from lm_jax.evals.captions import CaptionsConfig
 from lm_jax.evals.retrieval import RetrievalConfig, image_ranks, text_chance, text_ranks, zero_shot
 from tests.models.images_for_tests import coca, two_tower
 
@@ -51,21 +50,21 @@ def test_chance_is_the_share_of_orders():
 def test_zero_shot_takes_the_class_of_the_nearest_prompts():
     prompts = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     images = np.array([[1.0, 0.1], [0.0, 1.0], [0.8, 0.6]])
-    assert zero_shot(images, prompts, [0, 1, 1]).tolist() == [0, 1, 0]
+    assert zero_shot(images, prompts, [0, 1, 1]).tolist() == [0, 1, 1]  # by the mean alone the last were of class 0
     with pytest.raises(ConfigError, match=r"classes \[0, 2\]"):
         zero_shot(images, prompts, [0, 2, 2])
 
 
 def prepared(config):
-    """11 images of noise with 1 to 3 captions, as a split."""
+    """7 images of noise with 1 to 3 captions, as a split."""
     rng = np.random.default_rng(0)
     data = config(
         train=ImageTable(path="none"), tokenizer=Words(), pixels=PixelsConfig(height=8, width=12), length=16, batch_size=4
     )
     tokenizer = Words(min_count=1).train(WORDS)
     pictures = []
-    for number in range(11):
-        captions = tuple(" ".join(rng.choice(WORDS, rng.integers(3, 9))) for _ in range(1 + number % 3))
+    for number in range(7):
+        captions = tuple(" ".join(rng.choice(WORDS, rng.choice([3, 6]))) for _ in range(1 + number % 3))
         pixels = rng.integers(0, 256, (8, 12, 3)).astype(np.uint8)
         rows = tuple(data.row(tokenizer.encode(caption), tokenizer) for caption in captions)
         pictures.append(Captioned(f"{number}.png", pixels, captions, rows))
@@ -74,7 +73,7 @@ def prepared(config):
 
 @pytest.mark.slow
 def test_retrieval_is_over_the_whole_split_on_any_mesh():
-    data, config, model = prepared(ImageTextPairs), RetrievalConfig(batch_size=8, shown=2, at=(1, 3)), two_tower()
+    data, config, model = prepared(ImageTextPairs), RetrievalConfig(batch_size=4, show=2, at=(1, 3)), two_tower()
     graph, params = split(model.build(jax.random.key(0)))
     found = list(config.scores(graph, params, data, lambda batch: batch, slice(None)))
     scores = dict(item for item in found if not isinstance(item, Shown))
@@ -93,9 +92,9 @@ def test_retrieval_is_over_the_whole_split_on_any_mesh():
         assert scores[f"image_to_text_recall@{k}"] == pytest.approx(recall("images", vectors["texts"], k))
         assert scores[f"text_to_image_recall@{k}"] == pytest.approx(recall("texts", vectors["images"], k))
     assert 0 < scores["text_to_image_recall@3"] < 1
-    assert scores["text_to_image_chance@3"] == pytest.approx(3 / 11)
+    assert scores["text_to_image_chance@3"] == pytest.approx(3 / 7)
     first, last = (item for item in found if isinstance(item, Shown))
-    assert (first.prompt, last.prompt) == ("0.png", "10.png") and len(first.text.split(" / ")) == 5
+    assert (first.prompt, last.prompt) == ("0.png", "6.png") and len(first.text.split(" / ")) == 5
     mesh, layout = MeshShape(dp=2, fsdp=2, tp=2).build(), Layout()
     with use_mesh(mesh, layout):
         graph, params = split(jax.jit(model.build)(jax.random.key(0)))
@@ -105,33 +104,22 @@ def test_retrieval_is_over_the_whole_split_on_any_mesh():
 
 @pytest.mark.slow
 def test_captions_are_written_and_compared():
-    data, config = prepared(ImageTextPairs), CaptionsConfig(batch_size=8, shown=2, beam=2, max_tokens=6)
+    data, config = prepared(ImageTextPairs), CaptionsConfig(batch_size=4, show=2, beam=2, max_tokens=6)
     graph, params = split(coca().build(jax.random.key(0)))
     found = list(config.scores(graph, params, data, lambda batch: batch, slice(None)))
     scores = dict(item for item in found if not isinstance(item, Shown))
-    assert scores["num_images"] == 11 and 0 <= scores["bleu"] < 100
+    assert scores["num_images"] == 7 and 0 <= scores["bleu"] < 100
     shown = [item for item in found if isinstance(item, Shown)]
     pictures = data.splits["validation"]
-    assert shown[1].fields["reference"] == " / ".join(pictures[10].captions) and set(shown[1].text.split()) <= set(WORDS)
+    assert shown[1].fields["reference"] == " / ".join(pictures[6].captions) and set(shown[1].text.split()) <= set(WORDS)
     image = Image.open(io.BytesIO(base64.b64decode(shown[1].fields["image"].split(",")[1])))
-    np.testing.assert_array_equal(np.asarray(image), pictures[10].pixels)
+    np.testing.assert_array_equal(np.asarray(image), pictures[6].pixels)
     assert shown[0].text != shown[1].text  # it looks at the image
     mesh, layout = MeshShape(dp=2, fsdp=2, tp=2).build(), Layout()
     with use_mesh(mesh, layout):
         graph, params = split(jax.jit(coca().build)(jax.random.key(0)))
         again = list(config.scores(graph, params, data, lambda batch: shard_batch(batch, mesh, layout), slice(None)))
     assert [item.text for item in again if isinstance(item, Shown)] == [item.text for item in shown]
-
-
-def test_bleu_takes_several_references_of_any_number():
-    texts = ["A dog runs in the grass", "two men sit on a bench"]
-    references = [("a dog runs over green grass", "the dog runs in the grass"), ("two men sit on a wooden bench",)]
-    scores = dict(bleu(texts, references))
-    total = sacrebleu.BLEU(lowercase=True).corpus_score(
-        texts, [["a dog runs over green grass", references[1][0]], [references[0][1], None]]
-    )
-    assert scores["bleu"] == pytest.approx(total.score) and scores["bleu"] > 50
-    assert dict(bleu(["a", "b c d e"], [("x", "y"), ("b c d e",)]))["length_ratio"] == 1
 
 
 def test_bad_values_are_named():
