@@ -1,9 +1,12 @@
 """Python source, byte-level BPE: completion of the next line, and with `:fim` of what is missing in the middle.
 
     lm-jax train --config=experiments/code.py --workdir=runs/code
+    lm-jax train --config=experiments/code.py:fim --workdir=runs/code_fim
 
 1,738 files (9.9 MB) of two public repositories; 91 files are held out. "exact" is the share of 200 held-out lines that the model
-completes exactly from what stands before them. `:smoke` is a tiny version for tests. The peer in bits per byte is
+completes exactly from what stands before them. With `:fim` half of the files are cut in three and their middle moved to the end
+(at most one in a row; arXiv:2207.14255), so that "validation" is the loss of such rows, of their sentinels too, and there are no
+bits per byte. `:smoke` is a tiny version for tests. The peer in bits per byte is
 `lm-jax ngram --config=experiments/code.py --order=5`. The data is looked for in ../shared/data, or where LM_JAX_DATA points to.
 """
 
@@ -13,6 +16,7 @@ import novels
 from shared_data import folder
 
 from lm_jax.config import Experiment, SamplesConfig
+from lm_jax.data.prefixes import FillInTheMiddle
 from lm_jax.data.sources import JsonLines
 from lm_jax.data.store import Corpus
 from lm_jax.data.text import TextData
@@ -21,20 +25,28 @@ from lm_jax.evals.next_line import NextLineConfig
 from lm_jax.evals.perplexity import PerplexityConfig
 from lm_jax.infer.sampling import SamplingConfig
 
+VOCAB = 4096
+
 
 def get_config(arg: str = "") -> Experiment:
-    """The run; `arg` "smoke" shrinks it to seconds."""
+    """The run; `arg` "fim" learns to fill in the middle, and "smoke" shrinks it to seconds."""
     smoke, files = arg == "smoke", folder("python_code")
+    if arg not in ("", "smoke", "fim"):
+        raise ValueError(f"{arg!r} is not one of smoke, fim")
+    denoise = FillInTheMiddle() if arg == "fim" else None
+    num_added = 0 if denoise is None else denoise.num_added
     base = novels.get_config("smoke" if smoke else "")
     train, validation = (JsonLines(paths=(f"{files}/{split}.jsonl.gz",)) for split in ("train", "valid"))
     return dataclasses.replace(
         base,
         data=TextData(
             corpora=(Corpus(name="python", source=train, validation=validation),),
-            tokenizer=BPE(vocab_size=4096),
-            length=base.data.length,
+            tokenizer=BPE(vocab_size=VOCAB),
+            length=base.data.length - num_added,  # the sentinels fill the row up
             batch_size=8,
+            denoise=denoise,
         ),
+        model=dataclasses.replace(base.model, vocab_size=VOCAB + num_added),
         evals=() if smoke else (PerplexityConfig(batch_size=16), NextLineConfig(name="lines")),
         samples=None
         if smoke

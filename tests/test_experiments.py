@@ -19,6 +19,7 @@ from lm_jax.core.sharding import batch_specs, use_mesh
 from lm_jax.train.step import train_step
 
 FOLDER = Path(__file__).parents[1] / "experiments"
+VARIANTS = {"code": "fim", "masked_lm": "span"}  # their batches are of other shapes
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "def get_config" in path.read_text())
 
 
@@ -70,6 +71,8 @@ def placed():
         layouts = getattr(loaded, "LAYOUTS", None)
         if layouts is None:
             yield name, "", getattr(loaded, "NUM_DEVICES", 1)
+            if name in VARIANTS:
+                yield name, VARIANTS[name], 1
         else:
             yield from ((name, str(number), number) for number in layouts)
 
