@@ -15,6 +15,7 @@ from lm_jax.core.mesh import MeshShape
 from lm_jax.data.labelled import LabelledLines, LabelledText
 from lm_jax.data.tokenizers import RunTokenizer, Tokenizer, Words
 from lm_jax.models.classifier import ClassifierConfig
+from lm_jax.parts import build
 from lm_jax.train.checkpoint import CheckpointConfig, Checkpoints
 from tests.runs import WORDS, events
 from tests.test_denoising_runs import masked
@@ -137,9 +138,21 @@ def test_what_cannot_be_started_from_is_named(source, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             run.train(frozen(config, *parts), tmp_path / "run")
+    wide = dataclasses.replace(config, model=dataclasses.replace(config.model, width=64))
+    with pytest.raises(ConfigError, match=r"no parameter of .* has the path and shape of one here\n.*: 0 loaded"):
+        run.train(wide, tmp_path / "wide")
 
 
 def test_it_is_set_on_the_command_line():
     changes = ["--config.start_from=runs/a", "--config.optimizer.frozen=('embedding',)"]
     config = load_experiment(["--config=experiments/masked_lm.py:scratch", *changes])
     assert config.start_from == "runs/a" and config.optimizer.frozen == ("embedding",)
+
+
+def test_the_classifier_of_the_experiment_differs_in_its_head_only():
+    pretrained, finetuned = (
+        build(load_experiment([f"--config=experiments/masked_lm.py:{arg}"])).shapes for arg in ("pretrain", "finetune")
+    )
+    assert finetuned.keys() - pretrained.keys() == {"head"} and not pretrained.keys() - finetuned.keys()
+    for part, expected in pretrained.items():
+        assert jax.tree.map(lambda x: x.shape, finetuned[part]) == jax.tree.map(lambda x: x.shape, expected)
