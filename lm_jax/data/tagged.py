@@ -92,8 +92,9 @@ class TaggedLines(FileSource):
         if not tag.startswith("I-") or before[1:] == tag[1:]:
             return tag
         if self.invalid == "error":
+            tag = repr(tag) if self.scheme == "BIO" else f"{tag!r} (in BIO)"
             raise DataError(
-                f"{where}: tag {tag!r} goes on with a span, and the tag before is {before!r}; correct it, or begin a span there "
+                f"{where}: tag {tag} goes on with a span, and the tag before is {before!r}; correct it, or begin a span there "
                 "with invalid='repair'"
             )
         counts["tags repaired: a span that had no beginning"] += 1

@@ -105,6 +105,8 @@ def test_bad_input_is_named(tmp_path):
     ):
         with pytest.raises(DataError, match=message):
             data(tmp_path, text).prepare()
+    with pytest.raises(DataError, match=r"train.txt:2: tag 'I-LOC' \(in BIO\) goes on with a span"):
+        read(lines(tmp_path, "en:a\tO\nen:b\tE-LOC\n", scheme="BMES"))
     test = lines(tmp_path, "en:a\tO\nen:b\tB-ORG\n", "test.txt")
     with pytest.raises(DataError, match=r"test.txt:2: tag 'B-ORG' is not among those of the training sentences: O, B-LOC, I-LOC"):
         data(tmp_path, test=test).prepare()
