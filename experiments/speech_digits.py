@@ -6,8 +6,7 @@
 Of 2,500 recordings ({digit}_{speaker}_{take}.wav, 5 speakers, 50 takes) takes 0 to 4 are the test split, 5 to 7 are for validation.
 The data is looked for in ../shared/data, or where LM_JAX_DATA points to. `:smoke` is a tiny version of `ctc`.
 
-Word error rate on the test split, seed 0: below 3 % for both. Stopped on the way (of 6,000 steps) ctc had 2.8 % after 1,698 steps,
-seq2seq 0.8 % after 1,128.
+Word error rate on the test split, seed 0, 2 CPU cores shared with other jobs: ctc 0.8 % in 377 s, seq2seq 0.4 % in 370 s.
 """
 
 from shared_data import folder

@@ -296,7 +296,8 @@ function samples() {
     document.getElementById("texts").replaceChildren(...group.items.map(item => {
       const figure = element("figure"), text = element("pre");
       text.dir = "auto";
-      text.append(element("span", "prompt", item.prompt), item.text);
+      const apart = (item.image || item.reference) && !item.prompt.endsWith("\n");  // an answer, and no continuation
+      text.append(element("span", "prompt", item.prompt), apart ? "\n" : "", item.text);
       figure.append(element("figcaption", "", item.note || " "));
       if (item.image) figure.append(picture(item.image));
       if (item.prompt || item.text) figure.append(text);
