@@ -17,7 +17,7 @@ from lm_jax.data.word_windows import WordWindows
 from lm_jax.evals.word_similarity import WordSimilarityConfig
 from lm_jax.models.word_vectors import WordVectorsConfig
 from lm_jax.objectives.negative_sampling import NegativeSamplingConfig
-from lm_jax.optim.adamw import AdamW
+from lm_jax.optim.adagrad import Adagrad
 from lm_jax.optim.schedules import Schedule
 from lm_jax.train.checkpoint import CheckpointConfig
 from lm_jax.train.step import StepConfig
@@ -40,20 +40,15 @@ def get_config(arg: str = "") -> Experiment:
     return Experiment(
         data=WordWindows(
             corpora=(corpus,),
-            tokenizer=Words(min_count=10, max_words=29_998, lowercase=True),
+            tokenizer=Words(min_count=10, max_words=22_526, lowercase=True),
             window=2 if smoke else 5,
             noise=4 if smoke else 32,
             length=16 if smoke else 64,
             batch_size=8 if smoke else 256,
         ),
-        model=WordVectorsConfig(vocab_size=30_000, width=8 if smoke else 100, context="mean" if arg == "cbow" else "each"),
+        model=WordVectorsConfig(vocab_size=22_528, width=8 if smoke else 100, context="mean" if arg == "cbow" else "each"),
         objective=NegativeSamplingConfig(),
-        optimizer=AdamW(
-            learning_rate=1e-2,
-            b2=0.999,
-            weight_decay=0.0,
-            schedule=Schedule(shape="linear", warmup_steps=0, final_ratio=0.0),
-        ),
+        optimizer=Adagrad(learning_rate=0.1, schedule=Schedule(shape="linear", warmup_steps=0, final_ratio=0.0)),
         step=StepConfig(clip_norm=None),
         train=TrainConfig(num_steps=2 if smoke else 1500),
         checkpoint=CheckpointConfig(every=0),

@@ -33,6 +33,14 @@ def adamw(p, grads, rates, decay, b1=0.9, b2=0.95, eps=1e-8, nesterov=False):
     return p
 
 
+def adagrad(p, grads, rates, decay, initial=0.0, eps=1e-20):
+    s = np.full_like(p, initial)
+    for g, rate in zip(grads, rates, strict=True):
+        s = s + g**2
+        p = p - rate * (g / np.sqrt(s + eps) + decay * p)
+    return p
+
+
 def lion(p, grads, rates, decay, b1=0.9, b2=0.99):
     m = np.zeros_like(p)
     for g, rate in zip(grads, rates, strict=True):

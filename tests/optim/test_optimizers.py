@@ -10,6 +10,7 @@ import pytest
 from lm_jax.core.config import from_json, to_json, validate_tree
 from lm_jax.core.errors import ConfigError
 from lm_jax.optim.adafactor import Adafactor
+from lm_jax.optim.adagrad import Adagrad
 from lm_jax.optim.adamw import AdamW
 from lm_jax.optim.base import OptimizerConfig
 from lm_jax.optim.lion import Lion
@@ -36,15 +37,15 @@ def train(config: OptimizerConfig, params: dict | None = None, grads: list[dict]
     return params, state
 
 
-def check(config: OptimizerConfig, expect, tolerance: float = 2e-6):
+def check(config: OptimizerConfig, expect, tolerance: float = 2e-6, counters: bool = True):
     """Compares every parameter with `expect(path, p, grads, rates, decay)`, absolutely: values are about 1.
 
-    Returns the state, which holds float32 arrays and int32 counters only.
+    Returns the state, which holds float32 arrays and (with `counters`) int32 counters only.
     """
     params, state = train(config)
     leaves = jax.tree.leaves(state)
     assert all(isinstance(x, jax.Array) and x.dtype == (jnp.float32 if x.ndim else jnp.int32) for x in leaves)
-    assert {int(x) for x in leaves if x.ndim == 0} == {NUM_STEPS}
+    assert {int(x) for x in leaves if x.ndim == 0} == ({NUM_STEPS} if counters else set())
     start, grads = paths(draw(0)), [paths(g) for g in GRADS]
     for path, result in paths(params).items():
         p, gs = start[path].astype(np.float64), [g[path].astype(np.float64) for g in grads]
@@ -63,6 +64,18 @@ def check(config: OptimizerConfig, expect, tolerance: float = 2e-6):
 def test_adamw(nesterov):
     config = AdamW(learning_rate=0.01, weight_decay=0.5, schedule=SCHEDULE, nesterov=nesterov)
     check(config, lambda path, *rest: reference.adamw(*rest, nesterov=nesterov))
+
+
+@pytest.mark.parametrize("initial", [0.0, 1e-3])
+def test_adagrad(initial):
+    config = Adagrad(learning_rate=0.01, weight_decay=0.5, initial=initial, schedule=SCHEDULE)
+    check(config, lambda path, *args: reference.adagrad(*args, initial=initial), counters=False)
+
+
+def test_adagrad_leaves_what_was_never_seen_and_does_not_mind_the_scale_of_the_loss():
+    grads = [{"a": np.array([0.0, 1e-7, 1e-3], np.float32)}, {"a": np.array([0.0, 0.0, -2e-3], np.float32)}]
+    params, _ = train(Adagrad(learning_rate=0.1), {"a": np.ones(3, np.float32)}, grads, {"a": ("embed",)})
+    np.testing.assert_allclose(params["a"], [1.0, 0.9, 0.9 + 0.1 * 2 / 5**0.5], rtol=1e-5)
 
 
 def test_lion():
@@ -121,7 +134,7 @@ def test_embeddings_are_not_decayed_where_so_asked():
         assert {path for path, p in paths(params).items() if not np.array_equal(p, start[path])} == expected
 
 
-OPTIMIZERS = [AdamW(), Lion(), Adafactor(min_factored=16, momentum=0.9), Muon()]
+OPTIMIZERS = [AdamW(), Adagrad(), Lion(), Adafactor(min_factored=16, momentum=0.9), Muon()]
 
 
 @pytest.mark.parametrize("config", OPTIMIZERS, ids=lambda c: type(c).__name__)
@@ -166,6 +179,7 @@ def test_the_learning_rate_is_that_of_the_trainers_step():
         (AdamW(weight_decay=-0.1), "weight_decay"),
         (AdamW(b1=1.0), "b1"),
         (AdamW(eps=0.0), "eps"),
+        (Adagrad(initial=-1.0), "initial"),
         (AdamW(momentum_dtype="float16"), "momentum_dtype"),
         (Lion(b2=-0.1), "b2"),
         (Lion(momentum_dtype="bf16"), "did you mean 'bfloat16'"),
