@@ -8,7 +8,10 @@
 first 1,000 sentences of sst2, from its parameters and from random ones; its tokenizer is that of runs/masked_lm in both. `span` is
 span corruption with an encoder-decoder after T5, and `smoke` a tiny version of `pretrain`.
 
-The text is looked for in ../shared/data (from the checkout), or where LM_JAX_DATA points to.
+A run elsewhere is named twice: --config.start_from=RUN --config.data.tokenizer.path=RUN (for `scratch`: the latter only).
+
+The text is looked for in ../shared/data (from the checkout), or where LM_JAX_DATA points to. Not measured yet: no pretraining has
+run to its end, so neither its time nor what it is worth is known.
 """
 
 from shared_data import folder
