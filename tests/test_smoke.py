@@ -1,0 +1,35 @@
+"""Every family on real data: the `:smoke` variant of each experiment that makes examples trains its two steps and is saved."""
+
+import json
+
+import jax
+import pytest
+
+from lm_jax import run
+from lm_jax.config import load_experiment
+from lm_jax.core.errors import DataError
+from tests.test_experiments import FOLDER, NAMES
+
+BIG = {
+    "gpt2_124m",
+    "llama_1b",
+    "llama_8b",
+    "llama_405b",
+    "mixtral_8x7b",
+    "deepseek_style_moe",
+}  # for many chips
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in BIG])
+def test_two_steps_train_on_real_data(name, tmp_path):
+    config = [f"--config={FOLDER}/{name}.py:smoke", "--config.mesh.dp=1", "--config.train.num_steps=2"]
+    try:
+        assert run.train(load_experiment(config), tmp_path) == 0
+    except DataError as error:
+        pytest.skip(str(error))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if row["kind"] == "train"]
+    assert len(losses) == 2 and all(loss > 0 for loss in losses)
+    trained = run.load(tmp_path)
+    assert trained.step == 2 and all(bool(jax.numpy.isfinite(x).all()) for x in jax.tree.leaves(trained.params))
