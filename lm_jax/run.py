@@ -107,7 +107,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
         data = prepare(experiment)
         loader = data.train_loader(local_rows(experiment.data.batch_size, mesh, experiment.layout))
         if experiment.start_from is not None and not any((workdir / "checkpoints").glob("[0-9]*")):
-            check_source(experiment, data.tokenizer)
+            check_source(experiment, parts, data.tokenizer)
         claim_config(workdir, experiment)
         try:
             code = _train(experiment, workdir, mesh, parts, data, loader)

@@ -44,8 +44,9 @@ class Transfer:
         return "\n".join(lines)
 
 
-def check_source(experiment: Experiment, tokenizer: Tokenizer) -> None:
-    """Raises `StorageError` where `start_from` holds no checkpoint, `ConfigError` where its tokenizer is not that of the data."""
+def check_source(experiment: Experiment, parts: Parts, tokenizer: Tokenizer) -> None:
+    """Raises `StorageError` where `start_from` holds no checkpoint, `ConfigError` where its tokenizer is not that of the data or
+    none of its parameters fits."""
     assert experiment.start_from is not None
     with _checkpoints(experiment) as checkpoints:
         step = checkpoints.latest()
@@ -56,13 +57,15 @@ def check_source(experiment: Experiment, tokenizer: Tokenizer) -> None:
                 f"start_from={experiment.start_from} is a run with another tokenizer, whose tokens its embedding is for; "
                 f"use it here too, with data.tokenizer=RunTokenizer(path={experiment.start_from!r})"
             )
+        transfer = _transfer(experiment, checkpoints, step, _flat(parts.shapes))[1]
+        if not transfer.paths("loaded"):
+            raise ConfigError(f"start_from: no parameter of {experiment.start_from} has the path and shape of one here\n{transfer}")
 
 
 def first_state(experiment: Experiment, parts: Parts, mesh: Mesh, key: jax.Array) -> tuple[TrainState, Transfer | None]:
     """The state before the first step, on the mesh, and what of it is from `start_from` (None where that is None).
 
-    Averaged parameters are loaded where the other run has any. Raises `StorageError` where it has no good checkpoint, and
-    `ConfigError` where none of its parameters fits.
+    Averaged parameters are loaded where the other run has any. Raises `StorageError` where it has no good checkpoint.
     """
     draw = jax.jit(functools.partial(initial_state, experiment, parts))
     if experiment.start_from is None:
@@ -70,17 +73,22 @@ def first_state(experiment: Experiment, parts: Parts, mesh: Mesh, key: jax.Array
     mine = _flat(abstract_state(experiment, parts, mesh).params)
     with _checkpoints(experiment, room(mine)) as checkpoints:
         step = checkpoints.good()
-        contents = checkpoints.contents(step)
-        name = "ema" if any(path.startswith("ema/") for path in contents) else "params"
-        theirs = {path.removeprefix(f"{name}/"): tuple(x.shape) for path, x in contents.items() if path.startswith(f"{name}/")}
-        loaded = {path: x for path, x in mine.items() if theirs.get("/".join(path)) == x.shape}
-        transfer = Transfer(
-            f"{experiment.start_from}, step {step}", _fates({"/".join(p): x.shape for p, x in mine.items()}, theirs)
-        )
-        if not loaded:
-            raise ConfigError(f"start_from: no parameter of {experiment.start_from} has the path and shape of one here\n{transfer}")
+        name, transfer = _transfer(experiment, checkpoints, step, mine)
+        fit = set(transfer.paths("loaded"))
+        loaded = {path: x for path, x in mine.items() if "/".join(path) in fit}
         given = checkpoints.read(step, {name: _nested(loaded)}, partial=True)[name]
     return draw(key, given), transfer
+
+
+def _transfer(
+    experiment: Experiment, checkpoints: Checkpoints, step: int, mine: dict[tuple[Any, ...], Any]
+) -> tuple[str, Transfer]:
+    """Which parameters of the checkpoint are taken, "ema" or "params", and what becomes of them."""
+    contents = checkpoints.contents(step)
+    name = "ema" if any(path.startswith("ema/") for path in contents) else "params"
+    theirs = {path.removeprefix(f"{name}/"): tuple(x.shape) for path, x in contents.items() if path.startswith(f"{name}/")}
+    fates = _fates({"/".join(path): x.shape for path, x in mine.items()}, theirs)
+    return name, Transfer(f"{experiment.start_from}, step {step}", fates)
 
 
 def _checkpoints(experiment: Experiment, memory_gb: int | None = None) -> Checkpoints:

@@ -141,6 +141,7 @@ def test_what_cannot_be_started_from_is_named(source, tmp_path):
     wide = dataclasses.replace(config, model=dataclasses.replace(config.model, width=64))
     with pytest.raises(ConfigError, match=r"no parameter of .* has the path and shape of one here\n.*: 0 loaded"):
         run.train(wide, tmp_path / "wide")
+    assert not (tmp_path / "wide" / "config.json").exists()
 
 
 def test_it_is_set_on_the_command_line():
