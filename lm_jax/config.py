@@ -113,6 +113,12 @@ class Experiment(Config):
                 f"data does not fit the model: a {type(model).__name__} reads {_listed(missing)}, "
                 f"and a {type(self.data).__name__} has {_listed(self.data.inputs)}"
             )
+        unread = self.data.inputs - model.inputs - {"tokens", "features", "prefix"}
+        if unread:
+            raise ConfigError(
+                f"data does not fit the model: a {type(self.data).__name__} gives {_listed(unread)} to go by, "
+                f"and a {type(model).__name__} does not read it"
+            )
         if self.samples is not None and not model.generates:
             raise ConfigError(f"samples: a {type(model).__name__} writes no text from a prompt; set samples=None")
 

@@ -6,6 +6,9 @@ import pytest
 
 from lm_jax.config import load_experiment
 from lm_jax.core.errors import ConfigError
+from lm_jax.data.pairs import PairedText, Pairs
+from lm_jax.data.sources import TextFiles
+from lm_jax.data.tokenizers import Bytes
 from lm_jax.evals.classification import ClassificationConfig
 from lm_jax.evals.perplexity import PerplexityConfig
 from lm_jax.models.classifier import ClassifierConfig
@@ -65,6 +68,8 @@ def test_what_does_not_fit_is_named(override, message):
 
 def test_fields_that_do_not_fit_each_other():
     config = load()
+    lines = TextFiles(paths=("x",), document="line")
+    translated = PairedText(train=Pairs(source=lines, target=lines), tokenizer=Bytes(), length=16)
     for change, message in (
         ({"step": dataclasses.replace(config.step, accumulate=3)}, "batch_size=8 is not divisible by step.accumulate=3"),
         ({"objective": dataclasses.replace(config.objective, chunks=5)}, "length=16 is not divisible by objective.chunks=5"),
@@ -79,6 +84,7 @@ def test_fields_that_do_not_fit_each_other():
             {"model": ClassifierConfig()},
             "data does not fit the model: a TextData is for next words, and a ClassifierConfig predicts classes",
         ),
+        ({"data": translated}, "a PairedText gives memory_tokens to go by, and a DecoderConfig does not read it"),
         ({"train": dataclasses.replace(config.train, early_stop=EarlyStopConfig(metric="valid/loss"))}, "validation"),
     ):
         with pytest.raises(ConfigError, match=message):
