@@ -12,12 +12,18 @@ from lm_jax.config import load_experiment
 from lm_jax.core.config import validate_tree
 from lm_jax.core.errors import ConfigError, DataError, StorageError
 from lm_jax.core.mesh import MeshShape
+from lm_jax.data.cooccurrence import Cooccurrences
 from lm_jax.data.labelled import LabelledLines, LabelledText
 from lm_jax.data.tokenizers import RunTokenizer, Tokenizer, Words
+from lm_jax.data.word_windows import WordWindows
 from lm_jax.models.classifier import ClassifierConfig
+from lm_jax.models.glove import GloVeConfig
+from lm_jax.models.word_vectors import WordVectorsConfig
+from lm_jax.objectives.glove import GloVeLossConfig
+from lm_jax.objectives.negative_sampling import NegativeSamplingConfig
 from lm_jax.parts import build
 from lm_jax.train.checkpoint import CheckpointConfig, Checkpoints
-from tests.runs import WORDS, events
+from tests.runs import WORDS, events, experiment
 from tests.test_denoising_runs import masked
 
 ONE, EIGHT = MeshShape(dp=1), MeshShape(dp=2, fsdp=4)
@@ -104,6 +110,28 @@ def test_a_mesh_loads_and_freezes_as_one_device(source, tmp_path):
         states.append(arrays(tmp_path / name)["params"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *states)
     np.testing.assert_array_equal(states[1]["embedding"]["table"], arrays(source[1])["ema"]["embedding"]["table"])
+
+
+@pytest.mark.parametrize("kind", ["skip-gram", "glove"])
+def test_word_vectors_are_the_first_embedding_of_a_language_model(kind, tmp_path):
+    config = dataclasses.replace(experiment(tmp_path, num_steps=2), evals=(), samples=None, mesh=ONE)
+    words = {"corpora": config.data.corpora, "tokenizer": Words(min_count=1), "cache_dir": config.data.cache_dir, "num_workers": 1}
+    size = {"vocab_size": 64, "width": config.model.width}
+    if kind == "glove":
+        data, model, objective = Cooccurrences(length=8, **words), GloVeConfig(**size), GloVeLossConfig()
+    else:
+        data, model, objective = WordWindows(length=16, **words), WordVectorsConfig(**size), NegativeSamplingConfig()
+    vectors = dataclasses.replace(config, data=data, model=model, objective=objective)
+    validate_tree(vectors)
+    assert run.train(vectors, tmp_path / "vectors") == 0
+    config.data.tokenizer, config.model.vocab_size = RunTokenizer(path=str(tmp_path / "vectors")), 64
+    config = frozen(dataclasses.replace(config, start_from=str(tmp_path / "vectors")), "embedding")
+    validate_tree(config)
+    assert run.train(config, tmp_path / "run") == 0
+    (event,) = events(tmp_path / "run", "transfer")
+    assert event["loaded"] == ["embedding/table"] and any(name.startswith("stack/") for name in event["new"])
+    tables = [arrays(tmp_path / name)["params"]["embedding"]["table"] for name in ("vectors", "run")]
+    np.testing.assert_array_equal(*tables)
 
 
 def test_another_shape_is_drawn_anew_and_said(source, tmp_path):

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -125,12 +125,38 @@ class PreparedWords:
         """Raises `ConfigError`: word vectors are evaluated by themselves, not on text."""
         raise ConfigError("word vectors are not evaluated on batches; use WordSimilarityConfig or AnalogiesConfig")
 
+    def running_text(self) -> "RunningText":
+        """The training text of all corpora, one after the other."""
+        sources = self.text.sources("train")
+        streams = [np.asarray(source.store.tokens) for source in sources]
+        begins = np.cumsum([0, *map(len, streams)])
+        return RunningText(
+            np.concatenate(streams).astype(np.int32),
+            np.concatenate([begin + source.store.offsets[:-1] for begin, source in zip(begins, sources, strict=False)]),
+            [f"{source.name}: {name}" for source in sources for name in source.store.document_names],
+            {source.name: source.store.fingerprint for source in sources},
+        )
+
     def words(self) -> np.ndarray:
         """bool [V]: which ids are words, and not the end of a document, unknown, or signs only."""
         texts = [self.tokenizer.decode([i]) for i in range(self.vocab_size)]
         found = np.array([any(map(str.isalnum, text)) for text in texts])
         found[[self.tokenizer.eos, self.tokenizer.unknown]] = False
         return found
+
+
+class RunningText(NamedTuple):
+    """Documents, one after the other: int32 tokens [N], where in them each document begins, and its name; and a fingerprint of each
+    corpus."""
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    names: list[str]
+    fingerprints: dict[str, Any]
+
+    def document(self, places: np.ndarray) -> np.ndarray:
+        """The number of the document that each of these places is in."""
+        return np.searchsorted(self.offsets, places, side="right") - 1
 
 
 class WordLoader:
@@ -142,14 +168,9 @@ class WordLoader:
 
     def __init__(self, data: PreparedWords, rows: slice):
         """A loader of which this process takes the given `rows`. Raises `DataError` for less than a batch."""
-        config, sources = data.config, data.text.sources("train")
-        streams = [np.asarray(source.store.tokens) for source in sources]
-        begins = np.cumsum([0, *map(len, streams)])
-        self._tokens = np.concatenate(streams).astype(np.int32)
-        self._offsets = np.concatenate([begin + source.store.offsets[:-1] for begin, source in zip(begins, sources, strict=False)])
-        self._names = [f"{source.name}: {name}" for source in sources for name in source.store.document_names]
+        config, self._text = data.config, data.running_text()
         self._config, self._local = config, rows
-        counts = np.bincount(self._tokens, minlength=data.vocab_size) * data.words()
+        counts = np.bincount(self._text.tokens, minlength=data.vocab_size) * data.words()
         self._keep = keep_probabilities(counts, config.subsample)
         self.num_rows = int(np.sum(counts * self._keep) // config.length)
         if self.num_rows < config.batch_size:
@@ -162,7 +183,7 @@ class WordLoader:
         self._epoch = functools.lru_cache(maxsize=2)(self._places)  # a batch may end one epoch and begin the next
         self.fingerprint: dict[str, Any] = {
             "format": FORMAT,
-            "corpora": {source.name: source.store.fingerprint for source in sources},
+            "corpora": self._text.fingerprints,
             **{
                 name: getattr(config, name)
                 for name in ("length", "batch_size", "seed", "window", "subsample", "noise", "noise_power")
@@ -173,20 +194,18 @@ class WordLoader:
         """This process's rows of batch `step` (from 0)."""
         config, numbers = self._config, self._numbers(step)[self._local]
         places = self._rows(numbers)
-        tokens = self._tokens[places]
+        tokens = self._text.tokens[places]
         reach = 1 + _uniform(config.seed, _REACH, numbers[:, None], np.arange(config.length)) * config.window
-        document = np.searchsorted(self._offsets, places, side="right")
         draws = _uniform(config.seed, _NOISE, numbers[:, None], np.arange(config.noise))
         return {
             "tokens": tokens,
-            "windows": windows(document, reach.astype(np.int64)),
+            "windows": windows(self._text.document(places), reach.astype(np.int64)),
             "negatives": np.searchsorted(self._noise, draws, side="right").astype(np.int32),
         }
 
     def documents(self, step: int) -> list[list[str]]:
         """The names of the documents that each row of the global batch `step` was cut from."""
-        found = np.searchsorted(self._offsets, self._rows(self._numbers(step)), side="right") - 1
-        return [[self._names[i] for i in np.unique(row)] for row in found]
+        return [[self._text.names[i] for i in np.unique(row)] for row in self._text.document(self._rows(self._numbers(step)))]
 
     def _numbers(self, step: int) -> np.ndarray:
         return step * self._config.batch_size + np.arange(self._config.batch_size)
@@ -203,9 +222,9 @@ class WordLoader:
     def _places(self, epoch: int) -> np.ndarray:
         """int64 [num_rows, T]: the places of the words that stay in an epoch."""
         keep, block = [], 1 << 20
-        for first in range(0, len(self._tokens), block):
-            at = np.arange(first, min(first + block, len(self._tokens)))
-            keep.append(at[_uniform(self._config.seed, _KEEP, epoch, at) < self._keep[self._tokens[at]]])
+        for first in range(0, len(self._text.tokens), block):
+            at = np.arange(first, min(first + block, len(self._text.tokens)))
+            keep.append(at[_uniform(self._config.seed, _KEEP, epoch, at) < self._keep[self._text.tokens[at]]])
         return np.resize(np.concatenate(keep), (self.num_rows, self._config.length))
 
 

@@ -27,7 +27,7 @@ class WordSimilarityConfig(EvalConfig):
     ("NAME/missing"). Of `queries` it shows the `nearest` words by cosine. Any model with an embedding of words may be asked.
     """
 
-    targets: ClassVar[frozenset[str]] = frozenset({"context words", "next words", "masked words", "classes"})
+    targets: ClassVar[frozenset[str]] = frozenset({"context words", "counts of pairs", "next words", "masked words", "classes"})
 
     name: str = "similarity"
     split: str = "train"

@@ -39,6 +39,11 @@ class WordVectorsConfig(ModelConfig):
         check_choice("context", self.context, ("each", "mean"))
 
     @property
+    def initial_std(self) -> float:
+        """The standard deviation of the vectors at the start."""
+        return 1 / (math.sqrt(12) * self.width)
+
+    @property
     def num_outputs(self) -> None:
         """None: words are told from noise, not chosen."""
         return None
@@ -66,7 +71,7 @@ class WordVectors(nnx.Module):
     def __init__(self, config: WordVectorsConfig, rngs: nnx.Rngs):
         self.config = config
         V = -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
-        self.embedding = EmbeddingConfig().build(rngs, V, config.width, Init(embedding_std=1 / (math.sqrt(12) * config.width)))
+        self.embedding = EmbeddingConfig().build(rngs, V, config.width, Init(embedding_std=config.initial_std))
         self.contexts = EmbeddingConfig().build(rngs, V, config.width, Init(embedding_std=0.0))
 
     def __call__(self, batch: Batch, *, key: Array | None = None) -> Output:
@@ -85,4 +90,8 @@ class WordVectors(nnx.Module):
 
     def _look_up(self, table: Embedding, ids_BT: Array) -> Array:
         x_BTD = table(ids_BT, jnp.zeros((1, ids_BT.shape[1]), jnp.int32), jnp.dtype(self.config.dtype), None)
+        return self._whole(x_BTD)
+
+    def _whole(self, x_BTD: Array) -> Array:
+        """All tokens of the rows of the residual stream."""
         return whole_row(all_gather(x_BTD, "residual", 1))

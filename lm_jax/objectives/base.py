@@ -4,8 +4,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import ClassVar
 
+import jax.numpy as jnp
+
 from lm_jax.core.config import Config
-from lm_jax.core.types import Mean
+from lm_jax.core.local import all_sum, own_tokens, part
+from lm_jax.core.types import Array, Mean
 
 Objective = Callable[..., dict[str, Mean]]  # (model, batch, *, key) -> named terms, of which "loss" is minimised
 
@@ -24,3 +27,8 @@ class ObjectiveConfig(Config):
     def build(self) -> Objective:
         """The objective."""
         raise NotImplementedError
+
+
+def total(x_BT: Array) -> Array:
+    """The sum, over all rows of the batch, of what a device has for whole rows [B, T]; each device adds its own tokens."""
+    return all_sum(jnp.sum(part(own_tokens(x_BT), "residual", 1)), "batch", "sequence", "residual")

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from lm_jax.core.config import check_positive
-from lm_jax.core.local import all_sum, own_tokens, part, whole_row
+from lm_jax.core.local import whole_row
 from lm_jax.core.sharding import whole_rows
 from lm_jax.core.types import Array, Batch, Mean
 from lm_jax.models.word_vectors import WordVectors
-from lm_jax.objectives.base import ObjectiveConfig
+from lm_jax.objectives.base import ObjectiveConfig, total
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -57,12 +57,8 @@ class NegativeSampling:
         told_BT = jnp.sum(pairs_BTS * jax.nn.softplus(-scores_BTS), axis=-1)
         noise_BT = pairs_BT * jnp.mean(jax.nn.softplus(noise_BTK), axis=-1)
         right_BT = jnp.sum(jnp.where(scores_BTS > 0, pairs_BTS, 0.0), axis=-1)
-        count = self._total(pairs_BT)
+        count = total(pairs_BT)
         return {
-            "loss": Mean(self._total(told_BT + self.config.negatives * noise_BT), count),
-            "accuracy": Mean(self._total(right_BT), count),
+            "loss": Mean(total(told_BT + self.config.negatives * noise_BT), count),
+            "accuracy": Mean(total(right_BT), count),
         }
-
-    def _total(self, x_BT: Array) -> Array:
-        """The sum over all rows; each device adds the words that are its own."""
-        return all_sum(jnp.sum(part(own_tokens(x_BT), "residual", 1)), "batch", "sequence", "residual")
