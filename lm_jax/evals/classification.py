@@ -16,12 +16,15 @@ from lm_jax.core.local import all_gather, all_sum, local_view
 from lm_jax.core.param import Params, param_specs
 from lm_jax.core.sharding import batch_specs
 from lm_jax.core.types import Array, Batch
-from lm_jax.evals.base import EvalConfig
+from lm_jax.evals.base import EvalConfig, Shown
 
 
 @dataclasses.dataclass(kw_only=True)
 class ClassificationConfig(EvalConfig):
-    """Yields "accuracy", "macro_f1" (the mean over classes that occur), "f1/CLASS" of each, "loss" (nats) and "num_examples"."""
+    """Yields "accuracy", "macro_f1" (the mean over classes that occur), "f1/CLASS" of each, "loss" (nats) and "num_examples".
+
+    Up to 40 classes are shown as a confusion matrix.
+    """
 
     targets: ClassVar[frozenset[str]] = frozenset({"classes"})
 
@@ -29,7 +32,7 @@ class ClassificationConfig(EvalConfig):
 
     def scores(
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
-    ) -> Iterator[tuple[str, float]]:
+    ) -> Iterator[tuple[str, float] | Shown]:
         """See `EvalConfig.scores`."""
         counts = np.zeros((data.num_outputs, nnx.merge(graph, params).config.num_outputs))
         total = 0.0
@@ -41,6 +44,8 @@ class ClassificationConfig(EvalConfig):
             raise ConfigError(f"the split {self.split!r} holds no example to evaluate")
         yield from from_confusion(counts, data.classes)
         yield "loss", total / counts.sum()
+        if len(data.classes) <= 40:
+            yield Shown("", "", {"eval": self.name, "table": confusion_matrix(counts, data.classes)})
 
 
 def from_confusion(counts: np.ndarray, classes: tuple[str, ...]) -> Iterator[tuple[str, float]]:
@@ -53,6 +58,17 @@ def from_confusion(counts: np.ndarray, classes: tuple[str, ...]) -> Iterator[tup
     for name, value in zip(classes, f1, strict=True):
         yield f"f1/{name}", float(value)
     yield "num_examples", float(counts.sum())
+
+
+def confusion_matrix(counts: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
+    """The share of each true class (a row) that was taken for each class (a column), as a table for `Shown`; `counts` are [true
+    class, predicted class], of which there may be more than classes: they are those that a padded head has, in one last column."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    rows, other = shares[:, : len(classes)], shares[:, len(classes) :].sum(axis=1, keepdims=True)
+    columns = [f"taken for {name}" for name in classes]
+    if other.any():
+        rows, columns = np.concatenate([rows, other], axis=1), [*columns, "none of them"]
+    return {"rows": list(classes), "columns": columns, "values": rows.round(4).tolist()}
 
 
 @functools.partial(jax.jit, static_argnames="graph")

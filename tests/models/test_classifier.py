@@ -11,7 +11,7 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import split
 from lm_jax.core.sharding import Layout, shard_batch, use_mesh
-from lm_jax.evals.classification import ClassificationConfig
+from lm_jax.evals.classification import ClassificationConfig, confusion_matrix
 from lm_jax.models.classifier import ClassifierConfig, pooled
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
@@ -95,11 +95,24 @@ class Split:
         return [labelled_batch()]
 
 
+def confusion(true, found, classes):
+    """The share of each true class that was taken for each class."""
+    return [[np.mean(found[true == a] == b) if (true == a).any() else 0.0 for b in range(classes)] for a in range(classes)]
+
+
+def test_classes_that_only_a_padded_head_has_are_one_more_column():
+    counts = np.array([[3.0, 1.0, 0.0, 0.0], [1.0, 0.0, 2.0, 1.0]])
+    table = confusion_matrix(counts, ("no", "yes"))
+    assert table["columns"] == ["taken for no", "taken for yes", "none of them"]
+    assert table["values"] == [[0.75, 0.25, 0.0], [0.25, 0.0, 0.75]]
+
+
 def test_scores_are_those_of_the_definition_on_any_mesh():
     model = classifier().build(KEY)
     data, (graph, params) = labelled_batch(), split(model)
     config = ClassificationConfig()
-    scores = dict(config.scores(graph, params, Split(), lambda batch: batch, slice(None)))
+    *scores, shown = config.scores(graph, params, Split(), lambda batch: batch, slice(None))
+    scores = dict(scores)
     logits = np.asarray(model.logits(model(data).hidden), np.float64)
     kept = data["weights"] > 0
     true, found = data["targets"][kept], logits[kept].argmax(-1)
@@ -112,11 +125,15 @@ def test_scores_are_those_of_the_definition_on_any_mesh():
         f1.append(2 * precision * recall / max(precision + recall, 1e-9))
         assert scores[f"f1/{name}"] == pytest.approx(f1[-1])
     assert scores["macro_f1"] == pytest.approx(np.mean(f1)) and scores["num_examples"] == kept.sum()
+    table = shown.fields["table"]
+    assert table["rows"] == list(Split.classes) and table["columns"] == [f"taken for {name}" for name in Split.classes]
+    shares = confusion(true, found, len(Split.classes))
+    np.testing.assert_allclose(table["values"], shares, atol=1e-4)
     mesh, layout = MeshShape(dp=1, fsdp=2, cp=2, tp=2).build(), Layout()
     with use_mesh(mesh, layout):
         graph, params = split(jax.jit(classifier().build)(KEY))
-        again = dict(config.scores(graph, params, Split(), lambda batch: shard_batch(batch, mesh, layout), slice(None)))
-    assert again == pytest.approx(scores, rel=1e-5)
+        *again, _ = config.scores(graph, params, Split(), lambda batch: shard_batch(batch, mesh, layout), slice(None))
+    assert dict(again) == pytest.approx(scores, rel=1e-5)
 
 
 def test_bad_values_are_named():
