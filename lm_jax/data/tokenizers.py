@@ -162,6 +162,7 @@ class Characters(TokenizerConfig):
 # Chinese, Japanese and Korean characters are words of their own; then runs of letters and digits; then single other signs.
 _CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3040-\u30ff\uac00-\ud7af\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]|\n")
+_LINES = re.compile(r"\n|\S+")
 
 
 class WordTokenizer(Tokenizer):
@@ -193,9 +194,11 @@ class WordTokenizer(Tokenizer):
 
 
 def split_words(text: str, lowercase: bool, split: str) -> list[str]:
-    """The words of `text`, by "words" (see `_WORD`) or by "whitespace"."""
+    """The words of `text`, as `Words.split` says."""
     text = text.lower() if lowercase else text
-    return text.split() if split == "whitespace" else _WORD.findall(text)
+    if split == "whitespace":
+        return text.split()
+    return (_WORD if split == "words" else _LINES).findall(text)
 
 
 def word_places(text: str) -> list[tuple[int, int]]:
@@ -207,8 +210,8 @@ def word_places(text: str) -> list[tuple[int, int]]:
 class Words(TokenizerConfig):
     """Words that occur in the training text at least `min_count` times, at most `max_words` of them, the frequent first.
 
-    `split` is "words" (letters and digits, single signs, single Chinese characters, line ends) or "whitespace", for text
-    whose words are set apart already.
+    `split` is "words" (letters and digits, single signs, single Chinese characters, line ends); or for text whose words are set
+    apart already "whitespace", or "lines", where line ends are words too.
     """
 
     min_count: int = 2
@@ -219,7 +222,7 @@ class Words(TokenizerConfig):
     def validate(self) -> None:
         """Raises `ConfigError` for numbers out of range or an unknown way to split."""
         check_positive(self, "min_count")
-        check_choice("split", self.split, ("words", "whitespace"))
+        check_choice("split", self.split, ("words", "whitespace", "lines"))
         if self.max_words is not None:
             check_positive(self, "max_words")
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import hypothesis
@@ -21,7 +22,7 @@ from lm_jax.data.tokenizers import (
     Words,
 )
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+SHARED = Path(os.environ.get("LM_JAX_DATA") or Path(__file__).parents[3] / "shared" / "data")
 TEXT = "The cat, the dog.\n靜夜思 in 2026!\n" * 30 + "naïve café\tΩ 🎉\n"
 LOSSLESS = {"bytes": Bytes(), "characters": Characters(), "bpe": BPE(vocab_size=300)}
 
@@ -79,6 +80,20 @@ def test_words_by_frequency_with_chinese_characters_apart():
     assert Words(min_count=1, lowercase=True).train(["The the"]).vocab_size == 3
     split = Words(min_count=1, split="whitespace").train(["<unk> @-@ a"])
     assert split.decode(split.encode("a @-@ <unk>")) == "a @-@ <unk>"
+    ends = Words(min_count=1, split="lines").train(["<unk> @-@ a\n\n b"])
+    assert ends.decode(ends.encode("<unk> @-@\n\n a")) == "<unk> @-@\n\na" and ends.vocab_size == 2 + 5
+
+
+def test_words_and_line_ends_of_wikitext_2_are_as_many_as_published():
+    """33,278 different ones, its <unk> and line end among them (Merity et al. 2016; PyTorch's word language model)."""
+    texts = [SHARED / "wikitext2" / f"{split}.txt" for split in ("train", "valid", "test")]
+    if not texts[0].exists():
+        pytest.skip("wikitext2 is not on this machine")
+    train, *others = (path.read_text(encoding="utf-8") for path in texts)
+    tokenizer = Words(min_count=1, split="lines").train([train])
+    ids = [tokenizer.encode(text) for text in (train, *others)]
+    assert [len(x) for x in ids] == [2_088_628, 217_646, 245_569]
+    assert tokenizer.vocab_size == 33_278 + 2 and not any((x == tokenizer.unknown).any() for x in ids)
 
 
 def test_bpe_training_is_deterministic_and_compresses():
