@@ -7,6 +7,7 @@ A config is a tree of `Config` dataclasses whose shape mirrors the module tree. 
 import dataclasses
 import difflib
 import importlib
+import re
 import sys
 import types
 import typing
@@ -88,6 +89,16 @@ def check_positive(config: Config, *names: str) -> None:
         value = getattr(config, name)
         if not value > 0:
             raise ConfigError(f"{name}={value} must be above 0")
+
+
+def check_one_group(name: str, pattern: str, what: str) -> None:
+    """Raises `ConfigError` where the field `name` is no regular expression with one group; `what` says what that is for."""
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ConfigError(f"{name}={pattern!r} is no regular expression: {error}") from error
+    if groups != 1:
+        raise ConfigError(f"{name}={pattern!r} has {groups} groups and must have one: {what}")
 
 
 def to_json(value: Any) -> Any:

@@ -143,17 +143,22 @@ class JsonLines(FileSource):
 
     def parse(self, path: Path, text: str) -> Iterator[Document]:
         """See `FileSource.parse`."""
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where} is not valid JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{where} is a JSON {type(row).__name__}, not an object with fields")
-            yield Document(f"{path.name}:{number}", _join(row, self.fields, self.separator, where))
+        for number, row in json_objects(path, text):
+            yield Document(f"{path.name}:{number}", _join(row, self.fields, self.separator, f"{path}:{number}"))
+
+
+def json_objects(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON object of each line that is not blank, with the number of the line. Raises `DataError` for a line that is none."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number} is not valid JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number} is a JSON {type(row).__name__}, not an object with fields")
+        yield number, row
 
 
 @dataclasses.dataclass(kw_only=True)

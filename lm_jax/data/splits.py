@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 
-from lm_jax.core.config import Config
+from lm_jax.core.config import Config, check_one_group
 from lm_jax.core.errors import ConfigError, DataError
 from lm_jax.data.sources import Document, find
 
@@ -79,12 +79,7 @@ class NamedSplit(Split):
 
     def validate(self) -> None:
         """Raises `ConfigError` for an expression without its one group, or what is held out twice."""
-        try:
-            groups = re.compile(self.pattern).groups
-        except re.error as error:
-            raise ConfigError(f"pattern={self.pattern!r} is no regular expression: {error}") from error
-        if groups != 1:
-            raise ConfigError(f"pattern={self.pattern!r} has {groups} groups; put ( ) around the part that says which split")
+        check_one_group("pattern", self.pattern, "put ( ) around the part that says which split")
         if twice := set(self.validation) & set(self.test):
             raise ConfigError(f"{sorted(twice)} are in both validation and test")
 

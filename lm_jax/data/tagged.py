@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import numpy as np
 
-from lm_jax.core.config import check_choice, check_positive
+from lm_jax.core.config import check_choice, check_one_group, check_positive
 from lm_jax.core.errors import ConfigError, DataError
 from lm_jax.data.examples import Example
 from lm_jax.data.sources import Counts, FileSource, read_text
@@ -52,12 +52,7 @@ class TaggedLines(FileSource):
         check_choice("invalid", self.invalid, ("error", "repair"))
         if not self.separator:
             raise ConfigError("separator is empty; it sets word and tag apart, such as '\\t'")
-        try:
-            groups = re.compile(self.word).groups
-        except re.error as error:
-            raise ConfigError(f"word={self.word!r} is no regular expression: {error}") from error
-        if groups != 1:
-            raise ConfigError(f"word={self.word!r} has {groups} groups; one is the word, such as in 'en:(.+)'")
+        check_one_group("word", self.word, "it is the word, such as in 'en:(.+)'")
 
     def read(self, counts: Counts) -> Iterator[Sentence]:
         """Yields the sentences in order. Raises `DataError` with file and line for one without a word and a valid tag."""

@@ -113,7 +113,7 @@ def test_bad_input_is_named(tmp_path):
     for bad, message in (
         ({"scheme": "IO"}, "scheme='IO'"),
         ({"invalid": "drop"}, "invalid='drop'"),
-        ({"word": "(.)(.)"}, "has 2 groups; one is the word"),
+        ({"word": "(.)(.)"}, "has 2 groups and must have one: it is the word"),
         ({"word": "("}, "is no regular expression"),
         ({"separator": ""}, "separator is empty"),
     ):
