@@ -5,15 +5,22 @@
 Trained on 9,380 questions about 1,827 paragraphs, tested on 1,190 about 240 others of the same articles (those of XQuAD), a
 tenth of what SQuAD's training set has. Question and paragraph are one row of words; beside its letters a word has as features
 which of them it is of, and whether the other has it too. The data is looked for in ../shared/data, or where LM_JAX_DATA points
-to. `:smoke` is a tiny version.
+to. `:generative` writes the answer instead, given question and paragraph, by an encoder-decoder. `:smoke` is a tiny version of
+the first.
 """
 
+import dataclasses
+
+import translation
 from shared_data import folder
 
 from lm_jax.config import Experiment
+from lm_jax.data.pairs import AnswerPairs, PairedText
 from lm_jax.data.questions import Questions, SquadFiles
 from lm_jax.data.splits import HashSplit
-from lm_jax.data.tokenizers import Words
+from lm_jax.data.tokenizers import BPE, Words
+from lm_jax.evals.generation import GenerationConfig
+from lm_jax.evals.perplexity import PerplexityConfig
 from lm_jax.evals.question_answering import QuestionAnsweringConfig
 from lm_jax.models.span_reader import SpanReaderConfig
 from lm_jax.nn.attention import AttentionConfig
@@ -43,8 +50,28 @@ def stack(width: int) -> StackConfig:
     return StackConfig(pattern=(lstm, attention, lstm), repeats=1)
 
 
-def get_config(arg: str = "") -> Experiment:
-    """The run; "smoke" shrinks it to seconds."""
+def generative() -> Experiment:
+    """The encoder-decoder of translation, which reads the question and the first 240 sub-words of question and paragraph."""
+    base = translation.get_config("transformer")
+    data = PairedText(
+        train=AnswerPairs(questions=questions("train")),
+        test=AnswerPairs(questions=questions("test")),
+        split=HashSplit(validation=0.05),
+        tokenizer=BPE(vocab_size=base.model.vocab_size, lowercase=True, leading_space=True),
+        length=32,
+        memory_length=240,
+        batch_size=8,
+    )
+    test = GenerationConfig(name="test", split="test", metrics=("f1", "exact"), max_tokens=16, batch_size=32)
+    return dataclasses.replace(base, data=data, train=TrainConfig(num_steps=2500), evals=(PerplexityConfig(every=500), test))
+
+
+def get_config(arg: str = "spans") -> Experiment:
+    """The run that marks "spans", or the "generative" one; "smoke" shrinks the first to seconds."""
+    if arg not in ("spans", "generative", "smoke"):
+        raise ValueError(f"{arg!r} is not one of spans, generative, smoke")
+    if arg == "generative":
+        return generative()
     smoke = arg == "smoke"
     width = 16 if smoke else 96
     return Experiment(

@@ -12,6 +12,7 @@ from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.errors import DataError
 from lm_jax.core.types import Batch
 from lm_jax.data.examples import Example
+from lm_jax.data.questions import SquadFiles
 from lm_jax.data.sources import Counts, Document, Source
 from lm_jax.data.supervised import ExampleData, PreparedExamples
 from lm_jax.data.tokenizers import Tokenizer
@@ -20,11 +21,12 @@ _SHAPES = 16  # lengths that programs are compiled for are multiples of it
 
 
 class Pair(NamedTuple):
-    """A text, what to make of it, and where the first came from."""
+    """A text, what to make of it, where the first came from, and what else would be right to make of it."""
 
     name: str
     source: str
     target: str
+    others: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -59,6 +61,21 @@ class Pairs(Config):
                 yield Pair(source.name, source.text.strip(), sides[1][number].text.strip())
 
 
+@dataclasses.dataclass(kw_only=True)
+class AnswerPairs(Config):
+    """Questions to answer in words: the source is the question, `between`, and the text that holds the answer; the target is the
+    first answer, other ones are right too."""
+
+    questions: SquadFiles
+    between: str = "\n"
+
+    def read(self, counts: Counts) -> Iterator[Pair]:
+        """Yields the pairs in order. Raises `DataError` as the source does."""
+        for question in self.questions.read(counts):
+            target, *others = dict.fromkeys(text for text, _ in question.answers)
+            yield Pair(question.name, f"{question.question}{self.between}{question.context}", target, tuple(others))
+
+
 def _by_place(documents: Iterable[Document]) -> dict[tuple[int, int], Document]:
     """The documents by (number of the file, number in the file): empty ones, which sources leave out, leave a gap."""
     files: dict[str, int] = {}
@@ -75,9 +92,9 @@ class PairData(ExampleData):
 
     targets: ClassVar[frozenset[str]] = frozenset({"next words"})
 
-    train: Pairs
-    validation: Pairs | None = None
-    test: Pairs | None = None
+    train: Pairs | AnswerPairs
+    validation: Pairs | AnswerPairs | None = None
+    test: Pairs | AnswerPairs | None = None
 
     def make(self, items: dict[str, list[Pair]], counts: Counts) -> "PreparedPairs":
         """See `ExampleData.make`."""
@@ -192,7 +209,7 @@ class PreparedPairs(PreparedExamples):
     def references(self, split: str) -> list[list[str]]:
         """The texts that each example of a split may be answered with, in order."""
         self.require(split)
-        return [[pair.target] for pair in self.pairs[split]]
+        return [[pair.target, *pair.others] for pair in self.pairs[split]]
 
     def sources(self, split: str) -> list[str]:
         """What they are answers to."""

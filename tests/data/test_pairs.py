@@ -1,13 +1,15 @@
 """Pairs of texts: what stands beside what, how examples are made, and what is refused."""
 
 import gzip
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from lm_jax.core.errors import DataError
-from lm_jax.data.pairs import PairedText, Pairs, PromptedText
+from lm_jax.data.pairs import AnswerPairs, PairedText, Pairs, PromptedText
+from lm_jax.data.questions import SquadFiles
 from lm_jax.data.sources import Table, TextFiles
 from lm_jax.data.tokenizers import Bytes
 
@@ -107,3 +109,14 @@ def test_shapes_are_those_of_batches(tmp_path, kind):
     config = kind(train=pairs(tmp_path), tokenizer=Bytes(), length=16, batch_size=1)
     batch = config.prepare().train_loader()(0)
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {n: (x.shape, x.dtype) for n, x in config.shapes().items()}
+
+
+def test_questions_are_answered_in_words_and_every_answer_is_right(tmp_path):
+    answers = [{"text": text, "answer_start": "It was Paul, or was it Ann?".index(text)} for text in ("Paul", "Paul", "Ann")]
+    rows = [{"id": "q1", "question": "Who?", "answers": answers}]
+    squad = {"data": [{"paragraphs": [{"context": "It was Paul, or was it Ann?", "qas": rows}]}]}
+    (tmp_path / "squad.json").write_text(json.dumps(squad))
+    source = AnswerPairs(questions=SquadFiles(paths=(str(tmp_path / "squad.json"),)), between=" | ")
+    data = PairedText(train=source, tokenizer=Bytes(), length=16, memory_length=64, batch_size=1).prepare()
+    assert data.sources("train") == ["Who? | It was Paul, or was it Ann?"] and data.references("train") == [["Paul", "Ann"]]
+    assert data.require("train")[0].arrays["targets"].tolist() == [*b"Paul", EOS]
