@@ -1,6 +1,6 @@
 """The peer of experiments/summaries.py: the first sentence of an article as its headline.
 
-python -m benchmarks.lead [--limit=1000]
+python -m benchmarks.lead [--config=experiments/summaries.py] [--limit=1000]
 """
 
 import argparse
@@ -16,14 +16,24 @@ def lead(text: str) -> str:
     return re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(text.split()), maxsplit=1)[0]
 
 
+def led(config: str, limit: int = 1000) -> tuple[str, float]:
+    """What the peer is, and its ROUGE-L on the first articles of the test split of the experiment."""
+    return f"the first sentence of {limit:,} articles", _scores(config, limit)["rougeL"]
+
+
+def _scores(config: str, limit: int) -> dict[str, float]:
+    pairs = list(load_experiment([f"--config={config}"]).data.test.read(Counter()))[:limit]
+    return dict(METRICS["rouge"]([lead(pair.source) for pair in pairs], [[pair.target] for pair in pairs]))
+
+
 def main() -> None:
     """Prints the scores of the test split."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--config", default="experiments/summaries.py")
     parser.add_argument("--limit", type=int, default=1000, help="articles, as the experiment reads")
-    limit = parser.parse_args().limit
-    pairs = list(load_experiment(["--config=experiments/summaries.py"]).data.test.read(Counter()))[:limit]
-    scores = dict(METRICS["rouge"]([lead(pair.source) for pair in pairs], [[pair.target] for pair in pairs]))
-    print(f"first sentence, {len(pairs):,} articles: " + ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))
+    options = parser.parse_args()
+    scores = _scores(options.config, options.limit)
+    print(f"first sentence of {options.limit:,} articles: " + ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))
 
 
 if __name__ == "__main__":

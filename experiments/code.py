@@ -35,7 +35,7 @@ def get_config(arg: str = "") -> Experiment:
         raise ValueError(f"{arg!r} is not one of smoke, fim")
     denoise = FillInTheMiddle() if arg == "fim" else None
     num_added = 0 if denoise is None else denoise.num_added
-    base = novels.get_config("smoke" if smoke else "")
+    base = novels.get_config("smoke" if smoke else "transformer")
     train, validation = (JsonLines(paths=(f"{files}/{split}.jsonl.gz",)) for split in ("train", "valid"))
     return dataclasses.replace(
         base,
