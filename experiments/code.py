@@ -34,6 +34,7 @@ def get_config(arg: str = "") -> Experiment:
     if arg not in ("", "smoke", "fim"):
         raise ValueError(f"{arg!r} is not one of smoke, fim")
     denoise = FillInTheMiddle() if arg == "fim" else None
+    prompts = ("def fibonacci(n: int) -> int:\n",) + (() if denoise is None else ("def double(x):\n    <FILL>\n    return y\n",))
     num_added = 0 if denoise is None else denoise.num_added
     base = novels.get_config("smoke" if smoke else "transformer")
     train, validation = (JsonLines(paths=(f"{files}/{split}.jsonl.gz",)) for split in ("train", "valid"))
@@ -48,7 +49,5 @@ def get_config(arg: str = "") -> Experiment:
         ),
         model=dataclasses.replace(base.model, vocab_size=VOCAB + num_added),
         evals=() if smoke else (PerplexityConfig(batch_size=16), NextLineConfig(name="lines")),
-        samples=None
-        if smoke
-        else SamplesConfig(prompts=("def fibonacci(n: int) -> int:\n",), num_samples=2, sampling=SamplingConfig(temperature=0.2)),
+        samples=None if smoke else SamplesConfig(prompts=prompts, num_samples=2, sampling=SamplingConfig(temperature=0.2)),
     )

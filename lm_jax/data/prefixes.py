@@ -1,6 +1,7 @@
 """Objectives of decoders that see more than what stands before: prefix-LM, and fill-in-the-middle."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -92,15 +93,20 @@ class FillInTheMiddle(Denoise):
     sentinels are the tokens after those of the tokenizer.
 
     A row has room for its text and the sentinels of `documents`; what is left of that is padding. The sentinels are targets too.
+
+    In a prompt `hole` stands for what is missing: the model writes the middle, up to the end-of-document token.
     """
 
     rate: float = 0.5
     spm: float = 0.5
     documents: int = 1
+    hole: str = "<FILL>"
 
     def validate(self) -> None:
-        """Raises `ConfigError` for shares outside [0, 1] or no document."""
+        """Raises `ConfigError` for shares outside [0, 1], no document, or a hole that cannot be seen."""
         check_positive(self, "documents")
+        if not self.hole:
+            raise ConfigError("hole is empty; it is what stands in a prompt for the text that is missing")
         if not 0 <= self.rate <= 1 or not 0 <= self.spm <= 1:
             raise ConfigError(f"rate={self.rate} and spm={self.spm} must be in [0, 1]")
 
@@ -112,6 +118,21 @@ class FillInTheMiddle(Denoise):
     def row_length(self, length: int) -> int:
         """See `Denoise.row_length`."""
         return length + 3 * self.documents
+
+    def prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[int]], Batch]:
+        """See `Denoise.prompts`. Raises `ConfigError` for a text with more than one hole."""
+        return [self._prompt(tokenizer, text) for text in texts], {}
+
+    def _prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        prefix, *others = (tokenizer.encode(part).tolist() for part in text.split(self.hole))
+        if not others:
+            return [tokenizer.eos, *prefix]
+        if len(others) > 1:
+            raise ConfigError(f"a prompt has {len(others)} times {self.hole!r}, and one hole is filled: {text[:60]!r}")
+        pre, suf, mid = range(tokenizer.vocab_size, tokenizer.vocab_size + 3)
+        if self.spm < 1:
+            return [tokenizer.eos, pre, *prefix, suf, *others[0], mid]
+        return [tokenizer.eos, pre, suf, *others[0], mid, *prefix]
 
     def build(self, tokenizer: Tokenizer, length: int) -> "MiddleFiller":
         """See `Denoise.build`."""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from lm_jax.core.config import validate_tree
 from lm_jax.core.errors import ConfigError
 from lm_jax.data.prefixes import FillInTheMiddle, PrefixLM
+from lm_jax.data.tokenizers import Bytes
 from tests.data.denoised_rows import VOCAB, Numbers, draws, rows, stream_rows
 from tests.data.token_stores import EOS
 
@@ -97,6 +98,24 @@ def test_the_text_comes_back_from_the_middle(batch, rate, spm, most, seed):
         assert not made["weights"][row, len(new) :].any() and targets[len(new) :] == [EOS] * (len(targets) - len(new))
 
 
+@pytest.mark.parametrize("spm", [0.0, 1.0])
+def test_a_prompt_with_a_hole_is_a_training_row_up_to_its_middle(spm):
+    tokenizer, text = Bytes().train(()), b"the cat sat on the mat"
+    config, ids = FillInTheMiddle(rate=1.0, spm=spm), np.array([[*text, tokenizer.eos]], np.int32)
+    batch = {"tokens": np.pad(ids[:, :-1], ((0, 0), (1, 0)), constant_values=tokenizer.eos), "targets": ids}
+    batch["weights"] = np.ones(ids.shape, np.float32)
+    for seed in range(8):
+        made = config.build(tokenizer, ids.shape[1])(batch, draws(batch, seed))
+        row = [made["tokens"][0, 0], *made["targets"][0].tolist()]
+        suf, mid = row.index(tokenizer.vocab_size + 1), row.index(tokenizer.vocab_size + 2)
+        prefix = row[mid + 1 :] if spm else row[2:suf]  # with spm the prefix comes last, and the middle goes on from it
+        for cut in [len(prefix)] if not spm else range(3):
+            asked = bytes(prefix[:cut]) + b"<FILL>" + bytes(row[suf + 1 : mid])
+            ((prompt,), inputs) = config.prompts(tokenizer, [asked.decode()])
+            assert prompt == row[: mid + 1 + (cut if spm else 0)] and inputs == {}
+    assert config.prompts(tokenizer, ["a"])[0] == [[tokenizer.eos, *b"a"]]
+
+
 def test_shares_and_cuts_are_as_they_should_be():
     batch = stream_rows(4000, 12)
     batch["targets"][:] = np.arange(1, 13)
@@ -118,3 +137,7 @@ def test_mistakes_are_named():
         validate_tree(FillInTheMiddle(rate=1.5))
     with pytest.raises(ConfigError, match="documents=0"):
         validate_tree(FillInTheMiddle(documents=0))
+    with pytest.raises(ConfigError, match="hole is empty"):
+        validate_tree(FillInTheMiddle(hole=""))
+    with pytest.raises(ConfigError, match=r"a prompt has 2 times '<FILL>', and one hole is filled: 'a<FILL>"):
+        FillInTheMiddle().prompts(Bytes().train(()), ["a<FILL>b<FILL>"])
