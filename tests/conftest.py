@@ -15,6 +15,14 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgetful():
+    """What a file has compiled is of no use to the next one, and adds up to gigabytes."""
+    yield
+    jax.clear_caches()
