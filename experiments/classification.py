@@ -23,6 +23,7 @@ from lm_jax.models.classifier import ClassifierConfig
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.embedding import EmbeddingConfig
+from lm_jax.nn.features import FeaturesConfig
 from lm_jax.nn.init import Init
 from lm_jax.nn.mlp import MLPConfig
 from lm_jax.nn.positions import RotaryConfig
@@ -55,7 +56,7 @@ def data(name: str) -> LabelledText:
         return LabelledText(train=lines("sentence_cls", "subj.all.txt", **first), split=split, tokenizer=words)
     if name == "thucnews":
         train, validation, test = lines("thucnews_train", "train.txt"), lines("thucnews", "dev.txt"), lines("thucnews", "test.txt")
-        return LabelledText(train=train, validation=validation, test=test, tokenizer=Characters(min_count=2))
+        return LabelledText(train=train, validation=validation, test=test, tokenizer=Characters(min_count=2), ngrams=3)
     raise ValueError(f"{name!r} is not one of sst2, trec, subj, thucnews, smoke")
 
 
@@ -96,6 +97,7 @@ def get_config(arg: str = "sst2") -> Experiment:
             stack=StackConfig(pattern=(layer(name, width),), repeats=1),
             pool="mean" if name == "thucnews" else "max",
             dropout=0.5,
+            features=FeaturesConfig(buckets=2**17, dropout=0.3) if name == "thucnews" else None,
             init=Init(weights="fan_in", embedding_std=0.05),
         ),
         optimizer=AdamW(

@@ -5,12 +5,13 @@ import itertools
 from collections.abc import Iterator
 from typing import ClassVar, NamedTuple
 
+import jax
 import numpy as np
 
 from lm_jax.core.config import check_choice, check_positive
 from lm_jax.core.errors import ConfigError, DataError
 from lm_jax.data.examples import Example, ExampleLoader, Rows
-from lm_jax.data.shuffle import permute
+from lm_jax.data.shuffle import permute, random_bits
 from lm_jax.data.sources import Counts, FileSource, read_text
 from lm_jax.data.supervised import ExampleData, PreparedExamples, numbered
 from lm_jax.data.tokenizers import Tokenizer
@@ -72,6 +73,8 @@ class LabelledText(ExampleData):
     A text is an end-of-document token, whose hidden state stands for it, and its tokens, cut to `length` in all (counted). The
     classes are the labels of `train`. In a batch "targets" and "weights" are those of the first token of a text, else 0.
 
+    With `ngrams` > 1 a batch has "features" [B, T, `ngrams` - 1] too: see `ngram_features`.
+
     With `balanced` all classes are equally frequent in training: an epoch has as many examples of each as the largest class has,
     so that each example of a small class comes several times.
     """
@@ -81,7 +84,23 @@ class LabelledText(ExampleData):
     train: LabelledLines
     validation: LabelledLines | None = None
     test: LabelledLines | None = None
+    ngrams: int = 1
     balanced: bool = False
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for sizes out of range."""
+        super().validate()
+        check_positive(self, "ngrams")
+
+    @property
+    def inputs(self) -> frozenset[str]:  # type: ignore[override]
+        """See `DataConfig`."""
+        return frozenset({"tokens", "features"} if self.ngrams > 1 else {"tokens"})
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """See `DataConfig.shapes`."""
+        features = jax.ShapeDtypeStruct((self.batch_size, self.length, self.ngrams - 1), np.int32)
+        return super().shapes() | ({"features": features} if self.ngrams > 1 else {})
 
     def make(self, items: dict[str, list[Labelled]], counts: Counts) -> "PreparedLabelled":
         """See `ExampleData.make`. Raises `DataError` for a label that `train` lacks."""
@@ -99,7 +118,16 @@ class LabelledText(ExampleData):
             tokens = np.concatenate([[tokenizer.eos], ids])[: self.length].astype(np.int32)
             targets, weights = np.zeros(len(tokens), np.int32), np.zeros(len(tokens), np.float32)
             targets[0], weights[0] = numbers[text.label], 1.0
-            yield Example(text.name, {"tokens": tokens, "targets": targets, "weights": weights})
+            features = {"features": ngram_features(tokens, self.ngrams)} if self.ngrams > 1 else {}
+            yield Example(text.name, {"tokens": tokens, "targets": targets, "weights": weights, **features})
+
+
+def ngram_features(tokens: np.ndarray, longest: int) -> np.ndarray:
+    """int32 [T, longest - 1], not negative: hashes of the n-grams, n = 2 ... `longest`, that end at each token (the classifier of
+    fastText, Joulin et al. 2016, arXiv:1607.01759, section 2.2). Before the first token stand copies of it."""
+    before = [np.concatenate([np.repeat(tokens[:1], back), tokens])[: len(tokens)] for back in range(longest)]
+    columns = [random_bits(n, *before[:n]) >> np.uint64(33) for n in range(2, longest + 1)]
+    return np.stack(columns, axis=1).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

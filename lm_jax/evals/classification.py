@@ -45,7 +45,8 @@ class ClassificationConfig(EvalConfig):
         yield from from_confusion(counts, data.classes)
         yield "loss", total / counts.sum()
         if len(data.classes) <= 40:
-            yield Shown("", "", {"eval": self.name, "table": confusion_matrix(counts, data.classes)})
+            table = confusion_matrix(counts, data.classes)
+            yield Shown("most often confused: ", most_confused(table), {"eval": self.name, "table": table})
 
 
 def from_confusion(counts: np.ndarray, classes: tuple[str, ...]) -> Iterator[tuple[str, float]]:
@@ -69,6 +70,15 @@ def confusion_matrix(counts: np.ndarray, classes: tuple[str, ...]) -> dict[str, 
     if other.any():
         rows, columns = np.concatenate([rows, other], axis=1), [*columns, "none of them"]
     return {"rows": list(classes), "columns": columns, "values": rows.round(4).tolist()}
+
+
+def most_confused(table: dict[str, Any], number: int = 3) -> str:
+    """The worst entries of a confusion matrix beside its diagonal, in words."""
+    shares = np.array(table["values"])
+    np.fill_diagonal(shares, 0.0)
+    worst = [np.unravel_index(place, shares.shape) for place in np.argsort(-shares, axis=None, kind="stable")[:number]]
+    found = [f"{table['rows'][i]} {table['columns'][j]} ({shares[i, j]:.1%})" for i, j in worst if shares[i, j] > 0]
+    return ", ".join(found) or "nothing"
 
 
 @functools.partial(jax.jit, static_argnames="graph")

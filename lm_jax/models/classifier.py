@@ -14,6 +14,7 @@ from lm_jax.core.types import Array, Aux, Batch
 from lm_jax.models.encoder import both_ways
 from lm_jax.models.text import TextConfig, TextModel
 from lm_jax.nn.dropout import dropout
+from lm_jax.nn.features import FeaturesConfig
 from lm_jax.nn.head import HeadConfig
 from lm_jax.nn.place import Place
 from lm_jax.nn.stack import StackConfig
@@ -24,7 +25,8 @@ class ClassifierConfig(TextConfig):
     """Scores `classes` at every token, from what `pool` makes of the text (segment) that the token is in.
 
     "none": its own hidden state (for tags, or for what the first token stands for, as in BERT); "mean" or "max" over the text,
-    padding left out. The result passes through `dropout`. Other fields are as in `TextConfig`; the head is not tied.
+    padding left out. The result passes through `dropout`. Vectors of the `features` of a token, such as of the n-grams that end
+    there, are added to its own (None: they are not read). Other fields are as in `TextConfig`; the head is not tied.
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"classes"})
@@ -32,6 +34,7 @@ class ClassifierConfig(TextConfig):
     classes: int = 2
     pool: str = "mean"
     dropout: float = 0.0
+    features: FeaturesConfig | None = None
     stack: StackConfig = dataclasses.field(default_factory=both_ways)
     head: HeadConfig = dataclasses.field(default_factory=lambda: HeadConfig(tied=False, bias=True))
 
@@ -44,6 +47,11 @@ class ClassifierConfig(TextConfig):
             raise ConfigError(
                 f"classes={self.classes} must be at least 2, head.tied={self.head.tied} False and dropout={self.dropout} in [0, 1)"
             )
+
+    @property
+    def inputs(self) -> frozenset[str]:  # type: ignore[override]
+        """See `ModelConfig`."""
+        return frozenset({"tokens"} if self.features is None else {"tokens", "features"})
 
     @property
     def num_outputs(self) -> int:
@@ -62,6 +70,17 @@ class ClassifierConfig(TextConfig):
 
 class Classifier(TextModel):
     """See `ClassifierConfig`."""
+
+    def __init__(self, config: ClassifierConfig, rngs: nnx.Rngs):
+        super().__init__(config, rngs)
+        self.features = None if config.features is None else config.features.build(rngs, config.width, config.init)
+
+    def _embed(self, batch: Batch, place: Place, key: Array | None) -> Array:
+        keys = (None, None) if key is None else jax.random.split(key)
+        if self.features is None:
+            return super()._embed(batch, place, key)
+        x_BTD = super()._embed(batch, place, keys[0])
+        return x_BTD + self.features(batch["features"], jnp.dtype(self.config.dtype), keys[1])
 
     def _hidden(self, batch: Batch, place: Place, key: Array | None) -> tuple[Array, Aux]:
         keys = (None, None) if key is None else jax.random.split(key)

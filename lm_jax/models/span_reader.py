@@ -7,7 +7,8 @@ from flax import nnx
 
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.types import Array
-from lm_jax.models.tagger import Tagger, TaggerConfig
+from lm_jax.models.classifier import Classifier
+from lm_jax.models.tagger import TaggerConfig
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -40,7 +41,7 @@ class SpanReaderConfig(TaggerConfig):
         return SpanReader(self, nnx.Rngs(params=key))
 
 
-class SpanReader(Tagger):
+class SpanReader(Classifier):
     """See `SpanReaderConfig`."""
 
     def logits(self, hidden_BTD: Array) -> Array:

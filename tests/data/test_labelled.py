@@ -42,6 +42,26 @@ def test_a_batch_holds_texts_and_labels(tmp_path):
     assert batch["tokens"].shape == (2, 8) and batch["weights"].sum() == 1 and batch["segments"][1].max() == 0
 
 
+def test_features_are_those_of_the_ngrams_that_end_at_a_token(tmp_path):
+    config = data(tmp_path, train="a b a b a\t1\nb a b a\t0", ngrams=3, length=16)
+    examples = config.prepare().require("train")
+    seen = {}
+    for example in examples:
+        tokens, features = example.arrays["tokens"].tolist(), example.arrays["features"]
+        assert features.dtype == np.int32 and features.shape == (len(tokens), 2) and features.min() >= 0
+        padded = tokens[:1] * 2 + tokens
+        for at in range(len(tokens)):
+            for n in (2, 3):
+                seen.setdefault(tuple(padded[at + 3 - n : at + 3]), set()).add(int(features[at, n - 2]))
+    assert all(len(found) == 1 for found in seen.values())  # the same n-gram, wherever it stands
+    assert len(set.union(*seen.values())) == len(seen) == 5 + 7
+    batch = config.prepare().train_loader()(0)
+    assert batch["features"].shape == config.shapes()["features"].shape and config.inputs == {"tokens", "features"}
+    assert "features" not in data(tmp_path).prepare().train_loader()(0)
+    with pytest.raises(ConfigError, match="ngrams=0"):
+        validate_tree(data(tmp_path, ngrams=0))
+
+
 def test_label_first_and_separators_in_the_text(tmp_path):
     source = lines(tmp_path, "a.txt", "2 what is it ?\n10 who ?\r\n", label="first", separator=" ")
     prepared = data(tmp_path, train="", tokenizer=Words(min_count=1)).__class__(

@@ -11,7 +11,7 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import split
 from lm_jax.core.sharding import Layout, shard_batch, use_mesh
-from lm_jax.evals.classification import ClassificationConfig, confusion_matrix
+from lm_jax.evals.classification import ClassificationConfig, confusion_matrix, most_confused
 from lm_jax.models.classifier import ClassifierConfig, pooled
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
@@ -105,6 +105,8 @@ def test_classes_that_only_a_padded_head_has_are_one_more_column():
     table = confusion_matrix(counts, ("no", "yes"))
     assert table["columns"] == ["taken for no", "taken for yes", "none of them"]
     assert table["values"] == [[0.75, 0.25, 0.0], [0.25, 0.0, 0.75]]
+    assert most_confused(table, 2) == "yes none of them (75.0%), no taken for yes (25.0%)"
+    assert most_confused(confusion_matrix(np.eye(2), ("no", "yes"))) == "nothing"
 
 
 def test_scores_are_those_of_the_definition_on_any_mesh():

@@ -51,6 +51,7 @@ def test_features_add_the_rows_of_their_numbers_modulo_the_buckets():
     assert np.abs(score(model, data) - score(model, other)).max() > 0.1
     plain = tagger(features=None).build(KEY)
     np.testing.assert_array_equal(score(plain, data), score(plain, other))
+    assert tagger().inputs == {"tokens", "features"} and tagger(features=None).inputs == {"tokens"}
 
 
 def test_dropout_takes_whole_features():
