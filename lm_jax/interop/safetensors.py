@@ -3,6 +3,7 @@
 The format holds data only. Every file is checked as a whole (by the library `safetensors`) before a tensor is read.
 """
 
+import concurrent.futures
 import json
 import math
 import os
@@ -140,7 +141,7 @@ class Tensor(NamedTuple):
 def write(folder: Path, tensors: Iterable[Tensor], shard_bytes: int) -> list[Path]:
     """Writes the tensors to files of at most `shard_bytes` (or of one tensor), with an index where these are several.
 
-    One tensor at a time is in memory. Returns the files.
+    Two tensors at a time are in memory. Returns the files.
     """
     shards: list[list[Tensor]] = [[]]
     for tensor in tensors:
@@ -172,7 +173,19 @@ def _write_file(path: Path, tensors: list[Tensor]) -> None:
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors:
-            values = np.asarray(tensor.read(), dtype=tensor.dtype, order="C")
+        for tensor, values in _read_ahead(tensors):
             assert values.shape == tensor.shape, (tensor.name, values.shape, tensor.shape)
             file.write(values.reshape(-1).view(np.uint8).data)
+
+
+def _read_ahead(tensors: Iterable[Tensor]) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """The tensors with their values; the next one is read while one is written."""
+    read = lambda tensor: (tensor, np.asarray(tensor.read(), dtype=tensor.dtype, order="C"))  # noqa: E731
+    with concurrent.futures.ThreadPoolExecutor(1) as ahead:
+        pending = None
+        for tensor in tensors:
+            done, pending = pending, ahead.submit(read, tensor)
+            if done is not None:
+                yield done.result()
+        if pending is not None:
+            yield pending.result()

@@ -1,5 +1,6 @@
 """Weights of Hugging Face files as parameters on any mesh, and back, a piece at a time."""
 
+import concurrent.futures
 import dataclasses
 import json
 import re
@@ -22,6 +23,8 @@ from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.init import Init
 from lm_jax.nn.latent_attention import LatentAttentionConfig
 from lm_jax.nn.stack import StackConfig
+
+_THREADS = 2  # that copy tensors at once: memory is as busy as it gets, and each has a tensor of the files in memory
 
 
 def read_model(folder: Path) -> tuple[Architecture, ModelConfig, dict[str, Any]]:
@@ -134,11 +137,15 @@ def _array(like: Any, parts: list[tuple[Piece, str]], tensors: Tensors, mesh: Me
     def shard(index: tuple[slice, ...]) -> np.ndarray:
         bounds = [range(*cut.indices(size)) for cut, size in zip(index, like.shape, strict=True)]
         values = np.zeros([len(bound) for bound in bounds], like.dtype)
-        for piece, tensor in parts:
-            if all(i in bound for i, bound in zip(piece.index, bounds, strict=False)):
-                at = tuple(i - bound.start for i, bound in zip(piece.index, bounds, strict=False))
-                part = piece.name.load(piece.of(tensors[tensor]), piece.shape)[index[len(at) :]]
-                copy(values[(*at, *map(slice, part.shape), ...)], part)
+
+        def place(piece: Piece, tensor: str) -> None:
+            at = tuple(i - bound.start for i, bound in zip(piece.index, bounds, strict=False))
+            part = piece.name.load(piece.of(tensors[tensor]), piece.shape)[index[len(at) :]]
+            copy(values[(*at, *map(slice, part.shape), ...)], part)
+
+        inside = [part for part in parts if all(i in bound for i, bound in zip(part[0].index, bounds, strict=False))]
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+            list(threads.map(place, *zip(*inside, strict=True)) if inside else ())
         return values
 
     if mesh is None:
