@@ -111,9 +111,9 @@ def test_a_run_survives_a_killed_process_and_a_stop_on_other_numbers_of_processe
 MIXTURE = "--config=experiments/shakespeare_moe.py:smoke"
 BY_PROCESSES = [
     (DENSE, {"dp": 2}),
-    (DENSE, {"fsdp": 4}),
+    (DENSE, {"fsdp": 2}),
     (DENSE, {"tp": 2}),
-    (DENSE, {"cp": 4}),
+    (DENSE, {"cp": 2}),
     (DENSE, {"pp": 2}),
     (DENSE, {"pp": 2, "fsdp": 2}),
     (MIXTURE, {"ep": 2}),
