@@ -1,4 +1,5 @@
-"""Classification of sentences from scratch: an LSTM in both directions over words, or a Transformer over Chinese characters.
+"""Classification of sentences from scratch: an LSTM in both directions over words, or a Transformer over Chinese characters and
+pairs of them.
 
     lm-jax train --config=experiments/classification.py:sst2 --workdir=runs/sst2
 
@@ -7,7 +8,7 @@ test, as there is no test file) and `thucnews` (topics of Chinese headlines, by 
 thucnews_train). The data is looked for in ../shared/data, or where LM_JAX_DATA points to. `:smoke` is a tiny version of `sst2`.
 
 Test accuracy on 2 CPU cores, seed 0, at the last step: sst2 80.9 %, trec 88.4 %, subj 92.1 % (each under 2 minutes), thucnews
-85.4 % (5 minutes).
+89.5 % (4 minutes; logistic regression of character n-grams: 89.7 %).
 """
 
 import dataclasses
@@ -56,7 +57,7 @@ def data(name: str) -> LabelledText:
         return LabelledText(train=lines("sentence_cls", "subj.all.txt", **first), split=split, tokenizer=words)
     if name == "thucnews":
         train, validation, test = lines("thucnews_train", "train.txt"), lines("thucnews", "dev.txt"), lines("thucnews", "test.txt")
-        return LabelledText(train=train, validation=validation, test=test, tokenizer=Characters(min_count=2), ngrams=3)
+        return LabelledText(train=train, validation=validation, test=test, tokenizer=Characters(min_count=2), ngrams=2)
     raise ValueError(f"{name!r} is not one of sst2, trec, subj, thucnews, smoke")
 
 
@@ -65,7 +66,7 @@ TASKS = {
     "sst2": (16_000, 2, 400, 0.5),
     "trec": (10_000, 6, 400, 0.2),
     "subj": (22_000, 2, 400, 0.2),
-    "thucnews": (4_500, 10, 800, 0.5),
+    "thucnews": (4_500, 10, 700, 0.5),
 }
 
 

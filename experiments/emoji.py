@@ -3,8 +3,9 @@
     lm-jax train --config=experiments/emoji.py:contrastive --workdir=runs/emoji
 
 `contrastive` compares both by the softmax loss (CLIP), `sigmoid` by the sigmoid loss (SigLIP), `coca` compares them and writes the
-names in the same step. 10 % of the 3,519 pictures are held out by name. `:smoke` is a tiny version of `coca`. The data is
-looked for in ../shared/data, or where LM_JAX_DATA points to; needs the extra `images`.
+names in the same step. 10 % of the 3,519 pictures are held out by name. On 2 CPU cores `contrastive` and `coca` take 2 minutes
+each; the name of 77 % and 76 % of the held-out pictures is among the nearest 10 of 359. `:smoke` is a tiny version of `coca`. The
+data is looked for in ../shared/data, or where LM_JAX_DATA points to; needs the extra `images`.
 """
 
 import math

@@ -6,6 +6,9 @@
 is that of experiments/novels.py, the pairs of words that people have compared are looked for in ../shared/data/word_eval, or where
 LM_JAX_DATA points to. `:smoke` is a tiny version for tests.
 
+On 2 CPU cores skip-gram reaches a Spearman correlation of 0.47 on WordSim-353 in 2.5 minutes, gensim in the same time 0.49. GloVe
+reaches 0.17 after 3 minutes and would need many more.
+
 Any model of this width begins with these vectors as its embedding where its experiment has
 data.tokenizer=RunTokenizer(path="runs/word_vectors") and start_from="runs/word_vectors".
 """
@@ -48,7 +51,7 @@ def get_config(arg: str = "") -> Experiment:
     files = tuple(f"{folder('word_eval')}/word-sim/EN-{name}.txt" for name in SETS)
     if arg.endswith("glove"):
         parts = {
-            "data": Cooccurrences(window=2 if smoke else 10, length=256, batch_size=8 if smoke else 64, **text),
+            "data": Cooccurrences(window=2 if smoke else 10, length=256, batch_size=8 if smoke else 512, **text),
             "model": GloVeConfig(**size),
             "objective": GloVeLossConfig(),
         }
@@ -61,10 +64,10 @@ def get_config(arg: str = "") -> Experiment:
         }
     return Experiment(
         **parts,
-        optimizer=Adagrad(learning_rate=0.1, schedule=Schedule(shape="linear", warmup_steps=0, final_ratio=0.0)),
+        optimizer=Adagrad(learning_rate=0.3, schedule=Schedule(shape="linear", warmup_steps=0, final_ratio=0.0)),
         step=StepConfig(clip_norm=None),
-        train=TrainConfig(num_steps=2 if smoke else 1500),
+        train=TrainConfig(num_steps=2 if smoke else 4000),
         checkpoint=CheckpointConfig(every=0),
-        evals=() if smoke else (WordSimilarityConfig(paths=files, every=500),),
+        evals=() if smoke else (WordSimilarityConfig(paths=files, every=1000),),
         samples=None,
     )
