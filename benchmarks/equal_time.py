@@ -2,9 +2,10 @@
 
     python -m benchmarks.equal_time [--config=experiments/novels.py] [--points=3] [--order=5] [--plot=docs/equal_time.svg]
 
-Trains `CONFIG:transformer`, `:lstm` and `:gru` one after the other, without their own evals, and scores `points` checkpoints of
-each on the test split afterwards; seconds are those of training, compilation included, from the start of the command. n-grams are
-counted on all of the training text. Prints a table in Markdown; the plot needs matplotlib.
+Trains `CONFIG:transformer`, `:lstm` and `:gru` one after the other and scores `points` checkpoints of each on the test split
+afterwards: in rows of the length that its evals have, the Transformer by a window that moves by half of it. Seconds are those of
+training, compilation included; data is prepared before. n-grams are counted on all of the training text. Prints a table in
+Markdown; the plot needs matplotlib.
 """
 
 import argparse
@@ -54,8 +55,8 @@ def main() -> None:
 
 def counted(config: str, order: int) -> Point:
     """The n-grams of the training text: one point."""
-    start = time.perf_counter()
     data = load_experiment([f"--config={config}"]).data.prepare()
+    start = time.perf_counter()
     model = count(data, NGramConfig(order=order))
     seconds = time.perf_counter() - start
     tokens = sum(len(source.store.tokens) for source in data.sources("train"))
@@ -69,16 +70,16 @@ def trained(config: str, workdir: Path, points: int) -> list[Point]:
     every = -(-steps // points)
     saved = [f"--config.checkpoint.every={every}", f"--config.checkpoint.keep_latest={points + 1}"]
     command = [sys.executable, "-m", "lm_jax.main", "train", f"--config={config}", f"--workdir={workdir}", *saved]
-    start = time.time()
-    subprocess.run([*command, "--config.evals=()", "--config.samples=None"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, "--config.samples=None"], check=True, stdout=subprocess.DEVNULL)
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    walls = {row["step"]: row["wall"] - start for row in rows if row["kind"] == "train"}
+    walls = {row["step"]: row["wall"] for row in rows if row["kind"] == "train"}
     batch = experiment.data.batch_size * experiment.data.length
     found = []
     for step in [*range(every, steps, every), steps]:
         near = max(known for known in walls if known <= step)
         seconds = walls[near] * step / near
-        ((_, scores),) = run.evaluate(workdir, step=step, split="test")
+        stride = experiment.data.length // 2 if config.endswith(":transformer") else None
+        ((_, scores),) = run.evaluate(workdir, step=step, split="test", stride=stride)
         found.append(Point(seconds, step * batch, scores["bits_per_byte"]))
     return found
 

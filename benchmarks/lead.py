@@ -18,12 +18,13 @@ def lead(text: str) -> str:
 
 def led(config: str, limit: int = 1000) -> tuple[str, float]:
     """What the peer is, and its ROUGE-L on the first articles of the test split of the experiment."""
-    return f"the first sentence of {limit:,} articles", _scores(config, limit)["rougeL"]
+    number, scores = _scores(config, limit)
+    return f"the first sentence of {number:,} articles", scores["rougeL"]
 
 
-def _scores(config: str, limit: int) -> dict[str, float]:
+def _scores(config: str, limit: int) -> tuple[int, dict[str, float]]:
     pairs = list(load_experiment([f"--config={config}"]).data.test.read(Counter()))[:limit]
-    return dict(METRICS["rouge"]([lead(pair.source) for pair in pairs], [[pair.target] for pair in pairs]))
+    return len(pairs), dict(METRICS["rouge"]([lead(pair.source) for pair in pairs], [[pair.target] for pair in pairs]))
 
 
 def main() -> None:
@@ -32,8 +33,8 @@ def main() -> None:
     parser.add_argument("--config", default="experiments/summaries.py")
     parser.add_argument("--limit", type=int, default=1000, help="articles, as the experiment reads")
     options = parser.parse_args()
-    scores = _scores(options.config, options.limit)
-    print(f"first sentence of {options.limit:,} articles: " + ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))
+    number, scores = _scores(options.config, options.limit)
+    print(f"first sentence of {number:,} articles: " + ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ def get_config(arg: str = "transformer") -> Experiment:
         raise ValueError(f"{arg!r} is not one of transformer, lstm, gru, smoke")
     smoke, recurrent = arg == "smoke", arg in RECURRENT
     books, vocab_size, width = folder("novels"), 4096, 16 if smoke else 256
+    # A state begins at 0 with every row: it is read in long ones.
+    rows = {"batch_size": 4, "length": 1024} if recurrent else {"batch_size": 16}
     corpus = Corpus(
         name="novels",
         source=TextFiles(paths=(f"{books}/books/*.txt.gz",)),
@@ -80,7 +82,7 @@ def get_config(arg: str = "transformer") -> Experiment:
         ),
         train=TrainConfig(num_steps=2 if smoke else RECURRENT.get(arg, 900)),
         checkpoint=CheckpointConfig(every=0 if smoke else 300),
-        evals=() if smoke else (PerplexityConfig(batch_size=16), PerplexityConfig(name="test", split="test", batch_size=16)),
+        evals=() if smoke else (PerplexityConfig(**rows), PerplexityConfig(name="test", split="test", **rows)),
         samples=None
         if smoke
         else SamplesConfig(prompts=("It was a dark night, and",), num_samples=2, sampling=SamplingConfig(temperature=0.8)),

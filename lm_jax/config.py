@@ -113,7 +113,7 @@ class Experiment(Config):
                 f"data does not fit the model: a {type(model).__name__} reads {_listed(missing)}, "
                 f"and a {type(self.data).__name__} has {_listed(self.data.inputs)}"
             )
-        unread = self.data.inputs - model.inputs - {"tokens", "features", "prefix"}
+        unread = self.data.inputs - model.inputs - self.data.optional
         if unread:
             raise ConfigError(
                 f"data does not fit the model: a {type(self.data).__name__} gives {_listed(unread)} to go by, "

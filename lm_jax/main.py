@@ -156,7 +156,7 @@ def _generate(options: argparse.Namespace, configs: list[str]) -> int:
     )
     for prompt, samples in zip(prompts, texts, strict=True):
         for text in samples:
-            print(f"{prompt}{text}\n{'-' * 40}")
+            print(f"{trained.experiment.data.shown_prompt(prompt)}{text}\n{'-' * 40}")
     return 0
 
 

@@ -77,16 +77,21 @@ def prepare(experiment: Experiment) -> Prepared:
         )
     for config in experiment.evals:
         data.require(config.split)  # raises where there is none
+        if lacking := [name for name in config.reads if not hasattr(data, name)]:
+            raise ConfigError(
+                f"evals {config.name!r}: a {type(config).__name__} reads {' and '.join(lacking)}, which a "
+                f"{type(experiment.data).__name__} does not have"
+            )
     _check_samples(experiment, tokenizer)
     return data
 
 
 def _check_samples(experiment: Experiment, tokenizer: Tokenizer) -> None:
     samples, limit = experiment.samples, experiment.model.max_length()
-    if samples is None or limit is None:
+    if samples is None:
         return
-    longest = max(map(len, experiment.data.prompts(tokenizer, samples.prompts)[0]))
-    if longest + samples.max_tokens > limit:
+    longest = max(map(len, experiment.data.prompts(tokenizer, samples.prompts)[0]))  # raises where one cannot be a prompt
+    if limit is not None and longest + samples.max_tokens > limit:
         raise ConfigError(
             f"samples.max_tokens={samples.max_tokens} after a prompt of {longest} tokens exceeds the model's position table "
             f"of {limit}; set --config.samples.max_tokens={max(limit - longest, 1)} or less"
@@ -266,7 +271,7 @@ def _sampler(experiment: Experiment, parts: Parts, tokenizer: Tokenizer, mesh: M
             )
         for prompt, samples in zip(config.prompts, texts, strict=True):
             for text in samples:
-                yield Shown(prompt, text, {"temperature": config.sampling.temperature})
+                yield Shown(experiment.data.shown_prompt(prompt), text, {"temperature": config.sampling.temperature})
 
     return Scheduled("samples", config.every, run)
 

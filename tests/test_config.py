@@ -6,6 +6,7 @@ import pytest
 
 from lm_jax.config import load_experiment
 from lm_jax.core.errors import ConfigError
+from lm_jax.data.labelled import LabelledLines, LabelledText
 from lm_jax.data.pairs import PairedText, Pairs
 from lm_jax.data.sources import TextFiles
 from lm_jax.data.tokenizers import Bytes
@@ -70,6 +71,7 @@ def test_fields_that_do_not_fit_each_other():
     config = load()
     lines = TextFiles(paths=("x",), document="line")
     translated = PairedText(train=Pairs(source=lines, target=lines), tokenizer=Bytes(), length=16)
+    ngrams = LabelledText(train=LabelledLines(paths=("x",)), tokenizer=Bytes(), length=16, ngrams=2)
     for change, message in (
         ({"step": dataclasses.replace(config.step, accumulate=3)}, "batch_size=8 is not divisible by step.accumulate=3"),
         ({"objective": dataclasses.replace(config.objective, chunks=5)}, "length=16 is not divisible by objective.chunks=5"),
@@ -83,6 +85,10 @@ def test_fields_that_do_not_fit_each_other():
         (
             {"model": ClassifierConfig()},
             "data does not fit the model: a TextData is for next words, and a ClassifierConfig predicts classes",
+        ),
+        (
+            {"data": ngrams, "model": ClassifierConfig(), "evals": ()},
+            "a LabelledText gives features to go by, and a ClassifierConfig does not read it",
         ),
         ({"data": translated}, "a PairedText gives memory_tokens to go by, and a DecoderConfig does not read it"),
         ({"train": dataclasses.replace(config.train, early_stop=EarlyStopConfig(metric="valid/loss"))}, "validation"),

@@ -17,9 +17,11 @@ from lm_jax.core.config import from_json, to_json, validate_tree
 from lm_jax.core.errors import ConfigError, StorageError
 from lm_jax.core.mesh import MeshShape
 from lm_jax.data.labelled import LabelledLines, LabelledText
+from lm_jax.data.prefixes import FillInTheMiddle
 from lm_jax.data.splits import HashSplit
 from lm_jax.data.tokenizers import Words
 from lm_jax.evals.classification import ClassificationConfig
+from lm_jax.evals.generation import GenerationConfig
 from lm_jax.infer.sampling import SamplingConfig
 from lm_jax.models.classifier import ClassifierConfig
 from lm_jax.nn.positions import PositionTableConfig
@@ -235,6 +237,16 @@ def test_a_full_disk_stops_the_run_and_the_last_good_checkpoint_stays(straight, 
     again = subprocess.run(command, env=env, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     jax.tree.map(np.testing.assert_array_equal, state(workdir), state(uninterrupted))
+
+
+def test_what_the_data_cannot_give_is_named_before_training(tmp_path):
+    config = experiment(tmp_path)
+    with pytest.raises(ConfigError, match=r"evals 'texts': a GenerationConfig reads references, which a TextData does not have"):
+        run.prepare(dataclasses.replace(config, evals=(GenerationConfig(name="texts"),)))
+    config.data.denoise, config.samples.prompts = FillInTheMiddle(), ("<FILL> the <FILL>",)
+    config.model.vocab_size += 3
+    with pytest.raises(ConfigError, match="a prompt has 2 times '<FILL>'"):
+        run.prepare(config)
 
 
 def test_a_checkpoint_of_any_mesh_generates_the_same_text(tmp_path):

@@ -79,11 +79,12 @@ class DataConfig(Config):
     """Base of all data: batches of `batch_size` rows of `length` tokens, in an order that `seed` draws.
 
     `inputs` and `targets` say what is in a batch, in the words of `core.types.Batch`: a model must find its inputs among these, and
-    model, objective and evals must be for one of the targets.
+    model, objective and evals must be for one of the targets. Inputs that are not `optional` must be read.
     """
 
     inputs: ClassVar[frozenset[str]]
     targets: ClassVar[frozenset[str]]
+    optional: ClassVar[frozenset[str]] = frozenset({"tokens", "prefix"})
 
     length: int = 256
     batch_size: int = 8
@@ -118,6 +119,10 @@ class DataConfig(Config):
         Here a document that begins with the text, and nothing for an encoder.
         """
         return [[tokenizer.eos, *map(int, tokenizer.encode(text))] for text in texts], {}
+
+    def shown_prompt(self, prompt: str) -> str:
+        """The prompt as it stands before the text that a model writes, for people to read."""
+        return prompt
 
     def prepare(self, progress: Callable[..., Any] | None = None) -> Prepared:
         """Reads and tokenises what there is; `progress` gets lines to show. Raises `DataError` for bad or missing data."""

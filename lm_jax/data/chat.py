@@ -100,9 +100,10 @@ def _rows(source: FileSource, counts: Counts) -> Iterator[tuple[str, str, dict[s
 class Chat(ExampleData):
     """Conversations for a model of the next word, which learns the answers of one side; see `ExampleData`.
 
-    A conversation is a document: each turn is what the `template` puts before its role, its text, and the end-of-document token,
-    at which a model that has answered stops. Only the turns of `answers`, with their ends, have weight. What is longer than a row
-    is cut at its end (counted); a conversation without an answer, or whose answers are all cut off, is left out (counted).
+    A conversation is a document: each turn is what the `template` has for its role, a space (where that is not empty), its text,
+    and the end-of-document token, at which a model that has answered stops. Only the turns of `answers`, with their ends, have
+    weight. What is longer than a row is cut at its end (counted); a conversation without an answer, or whose answers are all cut
+    off, is left out (counted). A prompt is a turn of `asks`, to which `replies` answers.
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"next words"})
@@ -110,8 +111,10 @@ class Chat(ExampleData):
     train: Messages | Dialogues
     validation: Messages | Dialogues | None = None
     test: Messages | Dialogues | None = None
-    template: tuple[tuple[str, str], ...] = (("system", ""), ("user", "\nUser: "), ("assistant", "\nAssistant: "))
+    template: tuple[tuple[str, str], ...] = (("system", ""), ("user", "\nUser:"), ("assistant", "\nAssistant:"))
     answers: tuple[str, ...] = ("assistant",)
+    asks: str = "user"
+    replies: str = "assistant"
 
     def validate(self) -> None:
         """Raises `ConfigError` for a template that has a role twice, or answers that it does not have."""
@@ -119,34 +122,43 @@ class Chat(ExampleData):
         roles = [role for role, _ in self.template]
         if len(set(roles)) != len(roles):
             raise ConfigError(f"template has a role twice: {', '.join(roles)}")
-        if not self.answers or set(self.answers) - set(roles):
-            raise ConfigError(f"answers={self.answers} must be roles of the template: {', '.join(roles)}")
+        if not self.answers:
+            raise ConfigError("answers is empty: name the roles that are learned")
+        for name, chosen in (("answers", self.answers), ("asks", (self.asks,)), ("replies", (self.replies,))):
+            for role in chosen:
+                if role not in roles:
+                    raise ConfigError(f"{name}={role!r} is no role of the template: {', '.join(roles)}")
 
     def prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[int]], Batch]:
-        """See `DataConfig.prompts`: conversations whose first turn, a user's, is the text, up to where the answer begins."""
-        answer = tokenizer.encode(dict(self.template)[self.answers[0]]).tolist()
-        asked = (self._tokens((Turn("user", text),), tokenizer)[0].tolist() for text in texts)
+        """See `DataConfig.prompts`: conversations whose first turn is the text, up to where the answer begins."""
+        answer = tokenizer.encode(dict(self.template)[self.replies]).tolist()
+        asked = (self._tokens((Turn(self.asks, text),), tokenizer)[0].tolist() for text in texts)
         return [[tokenizer.eos, *tokens, *answer] for tokens in asked], {}
 
-    def make(self, items: dict[str, list[Conversation]], counts: Counts) -> PreparedExamples:
+    def shown_prompt(self, prompt: str) -> str:
+        """See `DataConfig.shown_prompt`: with what stands before the answer."""
+        return prompt + dict(self.template)[self.replies]
+
+    def make(self, items: dict[str, list[Conversation]], counts: Counts) -> "PreparedChat":
         """See `ExampleData.make`."""
         words = dict(self.template)
         for conversation in (conversation for split in items.values() for conversation in split):
             if unknown := {turn.role for turn in conversation.turns} - words.keys():
                 known = ", ".join(words)
                 raise DataError(f"{conversation.name}: the template has no role {sorted(unknown)[0]!r}; it has {known}")
-        tokenizer = self.tokenizer.train(words[turn.role] + turn.text for chat in items["train"] for turn in chat.turns)
+        said = (words[turn.role] + _spaced(words[turn.role], turn.text) for chat in items["train"] for turn in chat.turns)
+        tokenizer = self.tokenizer.train(said)
         examples = {}
         for split, conversations in items.items():
             made = [(chat, self._arrays(chat, tokenizer, counts)) for chat in conversations]
             examples[split] = [Example(chat.name, arrays) for chat, arrays in made if arrays is not None]
-        return PreparedExamples(config=self, tokenizer=tokenizer, examples=examples)
+        return PreparedChat(config=self, tokenizer=tokenizer, examples=examples, conversations=items)
 
     def _tokens(self, turns: Sequence[Turn], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
         """The tokens of turns, and which of them have weight."""
         words = dict(self.template)
         before = tokenizer.encode_batch([words[turn.role] for turn in turns])
-        texts = tokenizer.encode_batch([turn.text for turn in turns])
+        texts = tokenizer.encode_batch([_spaced(words[turn.role], turn.text) for turn in turns])
         tokens, weights = [], []
         for turn, head, text in zip(turns, before, texts, strict=True):
             tokens += [head, text, [tokenizer.eos]]
@@ -162,3 +174,30 @@ class Chat(ExampleData):
             counts["conversations dropped: no answer"] += 1
             return None
         return {"tokens": np.append(tokenizer.eos, targets[:-1]).astype(np.int32), "targets": targets, "weights": weights}
+
+
+def _spaced(head: str, text: str) -> str:
+    """The text after what stands before it. The space goes with the text, whose first word tokenizers then know best."""
+    return f" {text}" if head else text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedChat(PreparedExamples):
+    """See `PreparedExamples`. `conversations` are those of each split."""
+
+    config: Chat
+    conversations: dict[str, list[Conversation]]
+
+    def sources(self, split: str) -> list[str]:
+        """What is asked first in each conversation in which that is answered at once, in order."""
+        return [asked for asked, _ in self._firsts(split)]
+
+    def references(self, split: str) -> list[list[str]]:
+        """How it is answered."""
+        return [[answer] for _, answer in self._firsts(split)]
+
+    def _firsts(self, split: str) -> Iterator[tuple[str, str]]:
+        self.require(split)
+        for chat in self.conversations[split]:
+            if [turn.role for turn in chat.turns[:2]] == [self.config.asks, self.config.replies]:
+                yield chat.turns[0].text, chat.turns[1].text

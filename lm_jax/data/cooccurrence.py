@@ -84,7 +84,7 @@ class CooccurrenceLoader:
         counts = cooccurrences(text.tokens[places], text.document(places), config.window, data.vocab_size).tocoo()
         self._words, self._contexts = (x.astype(np.int32) for x in counts.coords)
         self._counts = counts.data
-        self._config, self._local, self._names = config, rows, text.names
+        self._config, self._local, self._num_documents = config, rows, len(text.names)
         if len(self._counts) < config.batch_size * config.length:
             raise DataError(
                 f"the training text has {len(self._counts)} pairs of words, fewer than one batch of batch_size={config.batch_size} "
@@ -105,8 +105,8 @@ class CooccurrenceLoader:
         return {"tokens": self._words[pair], "contexts": self._contexts[pair], "counts": self._counts[pair]}
 
     def documents(self, step: int) -> list[list[str]]:
-        """The names of the documents of the global batch `step`, a list for each row: all, as a count is over all of them."""
-        return [self._names] * self._config.batch_size
+        """What each row of the global batch `step` was made from: a count is over all documents."""
+        return [[f"pairs of all {self._num_documents:,} documents"]] * self._config.batch_size
 
 
 def cooccurrences(tokens: np.ndarray, document: np.ndarray, window: int, vocab_size: int) -> scipy.sparse.csr_array:

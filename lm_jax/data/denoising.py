@@ -100,6 +100,10 @@ class Denoise(Config):
         """See `DataConfig.prompts`; None: as without denoising."""
         return None
 
+    def shown_prompt(self, prompt: str) -> str:
+        """See `DataConfig.shown_prompt`."""
+        return prompt
+
     def build(self, tokenizer: Tokenizer, length: int) -> Denoiser:
         """What denoises rows of `length` tokens."""
         raise NotImplementedError

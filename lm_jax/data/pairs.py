@@ -96,6 +96,10 @@ class PairData(ExampleData):
     validation: Pairs | AnswerPairs | None = None
     test: Pairs | AnswerPairs | None = None
 
+    def shown_prompt(self, prompt: str) -> str:
+        """See `DataConfig.shown_prompt`: on a line of its own."""
+        return f"{prompt}\n"
+
     def make(self, items: dict[str, list[Pair]], counts: Counts) -> "PreparedPairs":
         """See `ExampleData.make`."""
         sides = ((pair.source, pair.target) for pair in items["train"])

@@ -94,19 +94,18 @@ class FillInTheMiddle(Denoise):
 
     A row has room for its text and the sentinels of `documents`; what is left of that is padding. The sentinels are targets too.
 
-    In a prompt `hole` stands for what is missing: the model writes the middle, up to the end-of-document token.
+    In a prompt `HOLE` stands for what is missing: the model writes the middle, up to the end-of-document token.
     """
 
     rate: float = 0.5
     spm: float = 0.5
     documents: int = 1
-    hole: str = "<FILL>"
+
+    HOLE: ClassVar[str] = "<FILL>"
 
     def validate(self) -> None:
-        """Raises `ConfigError` for shares outside [0, 1], no document, or a hole that cannot be seen."""
+        """Raises `ConfigError` for shares outside [0, 1] or no document."""
         check_positive(self, "documents")
-        if not self.hole:
-            raise ConfigError("hole is empty; it is what stands in a prompt for the text that is missing")
         if not 0 <= self.rate <= 1 or not 0 <= self.spm <= 1:
             raise ConfigError(f"rate={self.rate} and spm={self.spm} must be in [0, 1]")
 
@@ -123,12 +122,16 @@ class FillInTheMiddle(Denoise):
         """See `Denoise.prompts`. Raises `ConfigError` for a text with more than one hole."""
         return [self._prompt(tokenizer, text) for text in texts], {}
 
+    def shown_prompt(self, prompt: str) -> str:
+        """See `DataConfig.shown_prompt`: what fills a hole stands after the text that has it."""
+        return f"{prompt}\n{self.HOLE} = " if self.HOLE in prompt else prompt
+
     def _prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
-        prefix, *others = (tokenizer.encode(part).tolist() for part in text.split(self.hole))
+        prefix, *others = (tokenizer.encode(part).tolist() for part in text.split(self.HOLE))
         if not others:
             return [tokenizer.eos, *prefix]
         if len(others) > 1:
-            raise ConfigError(f"a prompt has {len(others)} times {self.hole!r}, and one hole is filled: {text[:60]!r}")
+            raise ConfigError(f"a prompt has {len(others)} times {self.HOLE!r}, and one hole is filled: {text[:60]!r}")
         pre, suf, mid = range(tokenizer.vocab_size, tokenizer.vocab_size + 3)
         if self.spm < 1:
             return [tokenizer.eos, pre, *prefix, suf, *others[0], mid]

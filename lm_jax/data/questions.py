@@ -76,6 +76,7 @@ class Questions(ExampleData):
     """
 
     inputs: ClassVar[frozenset[str]] = frozenset({"tokens", "features"})
+    optional: ClassVar[frozenset[str]] = ExampleData.optional | {"features"}
     targets: ClassVar[frozenset[str]] = frozenset({"spans"})
 
     train: SquadFiles

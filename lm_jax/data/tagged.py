@@ -106,6 +106,7 @@ class TaggedText(ExampleData):
     """
 
     inputs: ClassVar[frozenset[str]] = frozenset({"tokens", "features"})
+    optional: ClassVar[frozenset[str]] = ExampleData.optional | {"features"}
     targets: ClassVar[frozenset[str]] = frozenset({"tags"})
 
     train: TaggedLines

@@ -88,6 +88,10 @@ class TextData(DataConfig):
         given = None if self.denoise is None else self.denoise.prompts(tokenizer, texts)
         return super().prompts(tokenizer, texts) if given is None else given
 
+    def shown_prompt(self, prompt: str) -> str:
+        """See `DataConfig.shown_prompt`."""
+        return prompt if self.denoise is None else self.denoise.shown_prompt(prompt)
+
     def rewrite(self, tokenizer: Tokenizer, length: int, stream: int) -> Rewrite | None:
         """What `denoise` does to rows of `length` tokens, in training or evaluation."""
         if self.denoise is None:

@@ -29,10 +29,11 @@ class EvalConfig(Config):
     """Which split is read, how, and when.
 
     Rows are of `length` tokens (None: as in training), `batch_size` at once. `every` is in steps; 0: only at the end of training.
-    `chunks` > 1 computes logits in that many chunks of a row.
+    `chunks` > 1 computes logits in that many chunks of a row. `reads` are attributes of prepared data that not all data has.
     """
 
     targets: ClassVar[frozenset[str]]
+    reads: ClassVar[tuple[str, ...]] = ()
 
     name: str = "validation"
     split: str = "validation"

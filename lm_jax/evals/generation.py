@@ -26,6 +26,7 @@ class GenerationConfig(EvalConfig):
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"next words"})
+    reads: ClassVar[tuple[str, ...]] = ("sources", "references")
 
     metrics: tuple[str, ...] = ("bleu",)
     beam: int = 1

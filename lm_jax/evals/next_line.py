@@ -37,6 +37,7 @@ class NextLineConfig(EvalConfig):
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"next words"})
+    reads: ClassVar[tuple[str, ...]] = ("corpora",)
 
     max_tokens: int = 48
     limit: int = 200

@@ -37,6 +37,7 @@ class TranscriptionConfig(EvalConfig):
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"transcripts", "next words"})
+    reads: ClassVar[tuple[str, ...]] = ("utterances", "references")
 
     beam: int = 1
     shown: int = 4

@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from flax import nnx
 
+from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import param
 from lm_jax.core.types import Array, Batch
 from lm_jax.models.word_vectors import WordVectors, WordVectorsConfig
@@ -23,6 +24,12 @@ class GloVeConfig(WordVectorsConfig):
 
     inputs: ClassVar[frozenset[str]] = frozenset({"tokens", "contexts"})
     targets: ClassVar[frozenset[str]] = frozenset({"counts of pairs"})
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for sizes below 1 or a context, which has no meaning here."""
+        super().validate()
+        if self.context != "each":
+            raise ConfigError(f"context={self.context!r} has no meaning for GloVe, where each pair is met alone: leave it out")
 
     def build(self, key: Array) -> "GloVe":
         """The model with parameters drawn from `key`."""

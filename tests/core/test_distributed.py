@@ -64,10 +64,11 @@ def ended(processes: list[subprocess.Popen]) -> Iterator[None]:
 
 def exit_codes(workdir: Path, processes: list[subprocess.Popen]) -> list[int]:
     """Of all processes, which must end."""
-    try:
-        return [process.wait(PATIENCE) for process in processes]
-    except subprocess.TimeoutExpired:
-        pytest.fail(f"still running after {PATIENCE} s:\n{log(workdir).read_text()}")
+    with ended(processes):
+        try:
+            return [process.wait(PATIENCE) for process in processes]
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {PATIENCE} s:\n{log(workdir).read_text()}")
 
 
 def wait_for_step(workdir, step: int, processes) -> None:

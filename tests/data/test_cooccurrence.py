@@ -72,7 +72,7 @@ def test_a_batch_is_a_function_of_the_step_and_processes_share_it(folder):
         assert (value.shape, value.dtype) == (shapes[name].shape, shapes[name].dtype)
         np.testing.assert_array_equal(value, later[1][name])
         np.testing.assert_array_equal(value, np.concatenate([half[name] for half in halves]))
-    assert loader.documents(3) == [["words: 0.txt", "words: 1.txt", "words: 2.txt"]] * 3
+    assert loader.documents(3) == [["pairs of all 3 documents"]] * 3
     other = config(folder, seed=1).prepare().train_loader()
     assert other.fingerprint != loader.fingerprint and not np.array_equal(other(3)["tokens"], loader(3)["tokens"])
 

@@ -114,6 +114,7 @@ def test_a_prompt_with_a_hole_is_a_training_row_up_to_its_middle(spm):
             ((prompt,), inputs) = config.prompts(tokenizer, [asked.decode()])
             assert prompt == row[: mid + 1 + (cut if spm else 0)] and inputs == {}
     assert config.prompts(tokenizer, ["a"])[0] == [[tokenizer.eos, *b"a"]]
+    assert config.shown_prompt("a<FILL>b") == "a<FILL>b\n<FILL> = " and config.shown_prompt("a") == "a"
 
 
 def test_shares_and_cuts_are_as_they_should_be():
@@ -137,7 +138,5 @@ def test_mistakes_are_named():
         validate_tree(FillInTheMiddle(rate=1.5))
     with pytest.raises(ConfigError, match="documents=0"):
         validate_tree(FillInTheMiddle(documents=0))
-    with pytest.raises(ConfigError, match="hole is empty"):
-        validate_tree(FillInTheMiddle(hole=""))
     with pytest.raises(ConfigError, match=r"a prompt has 2 times '<FILL>', and one hole is filled: 'a<FILL>"):
         FillInTheMiddle().prompts(Bytes().train(()), ["a<FILL>b<FILL>"])
