@@ -82,7 +82,6 @@ def prepare(experiment: Experiment) -> Prepared:
                 f"evals {config.name!r}: a {type(config).__name__} reads {' and '.join(lacking)}, which a "
                 f"{type(experiment.data).__name__} does not have"
             )
-    _check_samples(experiment, tokenizer)
     return data
 
 
@@ -111,6 +110,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
         parts = build(experiment)
         data = prepare(experiment)
         loader = data.train_loader(local_rows(experiment.data.batch_size, mesh, experiment.layout))
+        _check_samples(experiment, data.tokenizer)
         if experiment.start_from is not None and not any((workdir / "checkpoints").glob("[0-9]*")):
             check_source(experiment, parts, data.tokenizer)
         claim_config(workdir, experiment)

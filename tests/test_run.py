@@ -246,7 +246,8 @@ def test_what_the_data_cannot_give_is_named_before_training(tmp_path):
     config.data.denoise, config.samples.prompts = FillInTheMiddle(), ("<FILL> the <FILL>",)
     config.model.vocab_size += 3
     with pytest.raises(ConfigError, match="a prompt has 2 times '<FILL>'"):
-        run.prepare(config)
+        run.train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_checkpoint_of_any_mesh_generates_the_same_text(tmp_path):
