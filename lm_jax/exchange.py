@@ -100,8 +100,7 @@ def import_run(folder: Path, workdir: Path, like: Experiment | None = None, toke
 
 def _save(workdir: Path, experiment: Experiment, params: Params, tokenizer: Tokenizer, software: Any, mesh: Any) -> None:
     record = {"config": to_json(experiment), "tokenizer": tokenizer.to_json(), "data": None, "versions": software, "mesh": mesh}
-    folder, limits = workdir / "checkpoints", {"memory_gb": room(params), "compress": False}
-    with Checkpoints(folder, experiment.checkpoint, **limits) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", experiment.checkpoint, memory_gb=room(params)) as checkpoints:
         checkpoints.save(0, {"params": params}, record | {"progress": {}, "holds": ["params"]}, {})
 
 

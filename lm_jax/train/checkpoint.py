@@ -62,8 +62,6 @@ class Checkpoints:
 
     `on_corrupt(step, problem)` is told of every checkpoint that is passed over. With `memory_gb` at most so many are in flight
     between devices and disk (see `room`), and a save takes as long as the disk; without, all of the state is copied at once.
-    Without `compress` a checkpoint is written in half the time and is a twelfth larger, and a mesh that cuts arrays otherwise may
-    read some of it twice.
     """
 
     def __init__(
@@ -74,13 +72,12 @@ class Checkpoints:
         on_corrupt: Callable[[int, str], None] = lambda step, problem: None,
         read_only: bool = False,
         memory_gb: int | None = None,
-        compress: bool = True,
     ):
         import orbax.checkpoint as ocp  # takes seconds
 
         self._ocp, self._folder, self._config, self._on_corrupt = ocp, folder.resolve(), config, on_corrupt
         limits = dict.fromkeys(("save_concurrent_gb", "save_device_host_concurrent_gb", "restore_concurrent_gb"), memory_gb)
-        self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=compress, **limits))
+        self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(**limits))
         self._committer = concurrent.futures.ThreadPoolExecutor(1, "commit")
         self._saving: tuple[int, concurrent.futures.Future] | None = None
         self._first = jax.process_index() == 0
