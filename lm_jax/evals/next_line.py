@@ -83,9 +83,10 @@ class NextLineConfig(EvalConfig):
             yield lines[first : first + self.batch_size]
 
     def _complete(self, graph: nnx.GraphDef, params: Params, data: Any, lines: list[Line]) -> list[str]:
-        """The first line of what the model writes after each."""
+        """The first line that is not blank of what the model writes after each. The end of the line before is left to the model, as
+        tokens often hold it together with what follows."""
         tokenizer, room = data.tokenizer, (self.length or data.config.length) // 2
-        prompts = [[tokenizer.eos, *map(int, tokenizer.encode(line.before))][-room:] for line in lines]
+        prompts = [[tokenizer.eos, *map(int, tokenizer.encode(line.before.rstrip("\n")))][-room:] for line in lines]
         filled = prompts + prompts[-1:] * (self.batch_size - len(prompts))  # one shape, one program
         found = generate(
             graph,
@@ -96,4 +97,5 @@ class NextLineConfig(EvalConfig):
             stop_tokens=(tokenizer.eos,),
             num_tokens=tokenizer.vocab_size,
         )
-        return [tokenizer.decode(samples[0]).split("\n")[0] for samples in found[: len(lines)]]
+        texts = [tokenizer.decode(samples[0]).split("\n") for samples in found[: len(lines)]]
+        return [next((line for line in text if line.strip()), "") for text in texts]
