@@ -3,14 +3,13 @@
 import csv
 import dataclasses
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm_jax.core.config import Config, check_choice
 from lm_jax.core.errors import DataError
-from lm_jax.data.sources import Counts, find, read_text
+from lm_jax.data.sources import Counts, find, json_objects, read_text
 
 
 class Listed(NamedTuple):
@@ -72,14 +71,6 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
         yield from ((rows.line_num, row) for row in rows)
     elif kind == "jsonl":
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(f"{path}:{number} is not valid JSON: {error}") from error
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}:{number} is a JSON {type(row).__name__}, not an object with fields")
-                yield number, row
+        yield from json_objects(path, text)
     else:
         raise DataError(f"{path} is no table: its name must end in .tsv, .csv or .jsonl (or these and .gz)")

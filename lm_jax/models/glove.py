@@ -10,8 +10,8 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import param
 from lm_jax.core.types import Array, Batch
 from lm_jax.models.word_vectors import WordVectors, WordVectorsConfig
-from lm_jax.nn.embedding import EmbeddingConfig, look_up
-from lm_jax.nn.init import Init, zeros
+from lm_jax.nn.embedding import look_up
+from lm_jax.nn.init import zeros
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -31,6 +31,11 @@ class GloVeConfig(WordVectorsConfig):
         if self.context != "each":
             raise ConfigError(f"context={self.context!r} has no meaning for GloVe, where each pair is met alone: leave it out")
 
+    @property
+    def context_std(self) -> float:
+        """See `WordVectorsConfig`: as that of words."""
+        return self.initial_std
+
     def build(self, key: Array) -> "GloVe":
         """The model with parameters drawn from `key`."""
         return GloVe(self, nnx.Rngs(params=key))
@@ -42,7 +47,6 @@ class GloVe(WordVectors):
     def __init__(self, config: GloVeConfig, rngs: nnx.Rngs):
         super().__init__(config, rngs)
         rows = self.embedding.table.shape[0]
-        self.contexts = EmbeddingConfig().build(rngs, rows, config.width, Init(embedding_std=config.initial_std))
         self.bias, self.context_bias = (param(rngs, zeros, (rows, 1), ("vocab", "inner")) for _ in range(2))
 
     def log_counts(self, batch: Batch) -> Array:

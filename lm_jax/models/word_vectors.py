@@ -44,6 +44,11 @@ class WordVectorsConfig(ModelConfig):
         return 1 / (math.sqrt(12) * self.width)
 
     @property
+    def context_std(self) -> float:
+        """That of the vectors of contexts."""
+        return 0.0
+
+    @property
     def num_outputs(self) -> None:
         """None: words are told from noise, not chosen."""
         return None
@@ -72,7 +77,7 @@ class WordVectors(nnx.Module):
         self.config = config
         V = -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
         self.embedding = EmbeddingConfig().build(rngs, V, config.width, Init(embedding_std=config.initial_std))
-        self.contexts = EmbeddingConfig().build(rngs, V, config.width, Init(embedding_std=0.0))
+        self.contexts = EmbeddingConfig().build(rngs, V, config.width, Init(embedding_std=config.context_std))
 
     def __call__(self, batch: Batch, *, key: Array | None = None) -> Output:
         """[B, T, D] of whole rows: the vectors of `batch["tokens"]`, or the means of those of their contexts (0 where there is
