@@ -88,7 +88,7 @@ def find(pattern: str) -> list[Path]:
             return sorted(files)
     raise DataError(
         f"no file at {' or '.join(os.path.abspath(place) for place in tried)}; set the source's paths "
-        "(--config.data.corpora[0].source.paths=...) or the environment variable LM_JAX_DATA to where the text is"
+        "(of running text: --config.data.corpora[0].source.paths=...) or the environment variable LM_JAX_DATA to where the text is"
     )
 
 
