@@ -108,6 +108,10 @@ class TextModel(nnx.Module):
         """float32 [B, T, V] of hidden states; in a local view V is this device's part of the vocabulary."""
         return self.head(hidden_BTD, self.embedding.table, self.config.num_outputs)
 
+    def logits_of(self, hidden_BTD: Array, ids: Array) -> Array:
+        """float32 logits [B, T, S] of ids [S], or [B, T] of ids [B, T], of this device's tokens of the residual stream."""
+        return self.head.some(hidden_BTD, self.embedding.table, ids)
+
     def with_whole_head(self, like: Array) -> "TextModel":
         """This model with the head's matrix `gathered` for several uses: by chunks of the loss, or as embedding too."""
         matrix = self.embedding.table if self.head.matrix is None else self.head.matrix

@@ -8,8 +8,9 @@ from flax import nnx
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.local import all_gather, index
 from lm_jax.core.param import param, weight
+from lm_jax.core.sharding import whole_rows
 from lm_jax.core.types import Array
-from lm_jax.nn.embedding import soft_cap
+from lm_jax.nn.embedding import look_up, soft_cap
 from lm_jax.nn.init import Init, zeros
 from lm_jax.nn.kernels.spec import MASKED
 from lm_jax.nn.linear import project
@@ -95,11 +96,7 @@ class Head(nnx.Module):
 
         The table is read where the head is tied. In a local view V is this device's part of the vocabulary.
         """
-        if self.transform is not None:
-            hidden_BTD = self.transform(hidden_BTD)
-        if self.config.scale != 1.0:
-            hidden_BTD = hidden_BTD * jnp.asarray(self.config.scale, hidden_BTD.dtype)
-        hidden_BTD = all_gather(hidden_BTD, "residual", 1)
+        hidden_BTD = all_gather(self._transformed(hidden_BTD), "residual", 1)
         if self.matrix is None:
             y_BTV = project("BTD,VD->BTV", hidden_BTD, table, jnp.float32)
         else:
@@ -111,3 +108,29 @@ class Head(nnx.Module):
             return y_BTV
         ids = index("vocab") * own + jnp.arange(own)
         return jnp.where(ids < vocab_size, y_BTV, MASKED)
+
+    def some(self, hidden_BTD: Array, table: nnx.Param | None, ids: Array) -> Array:
+        """float32 logits of a few ids only: [B, T, S] of ids [S], or [B, T] of an id for each token [B, T].
+
+        In a local view ids are of whole rows, and T are this device's tokens of the residual stream.
+        """
+        hidden_BTD, dtype = self._transformed(hidden_BTD), hidden_BTD.dtype
+        rows = table if self.matrix is None else self.matrix.copy(self.matrix[...].T, axes=self.matrix.axes[::-1])
+        bias = None if self.bias is None else self.bias.copy(self.bias[...][:, None], axes=(*self.bias.axes, None))
+        if ids.ndim == 1:
+            with whole_rows():
+                rows_SD = look_up(rows, ids[None, :], dtype)[0]
+                own = 0.0 if bias is None else look_up(bias, ids[None, :], jnp.float32)[:, None, :, 0]
+            y = jnp.einsum("BTD,SD->BTS", hidden_BTD, rows_SD, preferred_element_type=jnp.float32)
+        else:
+            rows_BTD = look_up(rows, ids, dtype)
+            own = 0.0 if bias is None else look_up(bias, ids, jnp.float32)[:, :, 0]
+            y = jnp.einsum("BTD,BTD->BT", hidden_BTD, rows_BTD, preferred_element_type=jnp.float32)
+        return soft_cap(y + own, self.config.soft_cap)
+
+    def _transformed(self, hidden_BTD: Array) -> Array:
+        if self.transform is not None:
+            hidden_BTD = self.transform(hidden_BTD)
+        if self.config.scale == 1.0:
+            return hidden_BTD
+        return hidden_BTD * jnp.asarray(self.config.scale, hidden_BTD.dtype)

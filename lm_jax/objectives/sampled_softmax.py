@@ -1,0 +1,65 @@
+"""Sampled softmax: the next word told from part of a large vocabulary."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from lm_jax.core.errors import ConfigError
+from lm_jax.core.local import all_sum, part
+from lm_jax.core.types import Array, Batch, Mean
+from lm_jax.models.text import TextModel
+from lm_jax.objectives.base import ObjectiveConfig
+from lm_jax.objectives.lm import LMConfig
+
+
+@dataclasses.dataclass(kw_only=True)
+class SampledSoftmaxConfig(ObjectiveConfig):
+    """An estimate of the cross-entropy, in nats per token, that scores fewer words than there are (Bengio and Senecal 2008,
+    doi:10.1109/TNN.2007.912312; Jean et al. 2015, arXiv:1412.2007).
+
+    log Z is taken of the target, of the first `common` words, and of `samples` of the others, drawn anew for each batch, without
+    replacement, which stand for all of these: exp(logit) counts as often as others were left out. Z is so without bias. Tokenizers
+    number words by frequency, the most frequent first. Evals score all words, as always.
+    """
+
+    targets: ClassVar[frozenset[str]] = frozenset({"next words", "masked words"})
+
+    common: int = 2048
+    samples: int = 4096
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for no sample, or a negative number of common words."""
+        if self.common < 0 or self.samples < 1:
+            raise ConfigError(f"common={self.common} must not be negative, and samples={self.samples} must be at least 1")
+
+    def build(self) -> "SampledSoftmax":
+        """The objective."""
+        return SampledSoftmax(self)
+
+
+class SampledSoftmax:
+    """See `SampledSoftmaxConfig`. "loss" is a mean over tokens by their weights. Without a key all words are scored."""
+
+    def __init__(self, config: SampledSoftmaxConfig):
+        self.config = config
+
+    def __call__(self, model: TextModel, batch: Batch, *, key: Array | None = None) -> dict[str, Mean]:
+        """Sums over all positions, weighted by `batch["weights"]`, with the sum of the weights as count."""
+        config, V = self.config, model.config.num_outputs
+        if key is None or config.common + config.samples >= V:
+            return LMConfig().build()(model, batch, key=key)
+        model = model.with_whole_head(batch["weights"])
+        output = model(batch, key=jax.random.fold_in(key, 0))
+        others = jax.random.choice(jax.random.fold_in(key, 1), V - config.common, (config.samples,), replace=False)
+        ids_S = jnp.concatenate([jnp.arange(config.common), config.common + others])
+        stands_for_S = jnp.where(ids_S < config.common, 1.0, (V - config.common) / config.samples)
+        targets_BT, weights_BT = (part(batch[name], "residual", 1) for name in ("targets", "weights"))
+        logits_BTS = model.logits_of(output.hidden, ids_S) + jnp.log(stands_for_S)[None, None, :]
+        target_BT = model.logits_of(output.hidden, batch["targets"])
+        others_BTS = jnp.where(ids_S[None, None, :] == targets_BT[:, :, None], -jnp.inf, logits_BTS)
+        log_z_BT = jnp.logaddexp(jax.nn.logsumexp(others_BTS, axis=-1), target_BT)
+        sums = jnp.sum((log_z_BT - target_BT) * weights_BT), jnp.sum(weights_BT)
+        total, count = (all_sum(x, "batch", "sequence", "residual") for x in sums)
+        return {"loss": Mean(total + output.loss * count, count)} | output.metrics
