@@ -1,6 +1,7 @@
 """Texts that a model writes, compared with those it should have written: translations, summaries, answers."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import Params
 from lm_jax.core.sharding import same_everywhere
 from lm_jax.core.types import Batch
+from lm_jax.evals.alignment import alignment, table
 from lm_jax.evals.base import EvalConfig, Shown
 from lm_jax.evals.text_metrics import METRICS
 from lm_jax.infer.beam import beam_search
@@ -21,8 +23,9 @@ class GenerationConfig(EvalConfig):
     """Yields the scores of `metrics` ("bleu", "chrf", "rouge", "exact", "f1": see `evals/text_metrics.py`), of the texts that
     beam search finds for a split of pairs (1 beam: greedy), and their number.
 
-    Texts are of up to `max_tokens` tokens. With `limit` only the first so many examples are read; the first `show` are shown.
-    Every device writes all texts: a mesh does not make this faster.
+    Texts are of up to `max_tokens` tokens. With `limit` only the first so many examples are read; the first `show` are shown,
+    beside what an encoder-decoder attends to while it writes each token. Every device writes all texts: a mesh does not make
+    this faster.
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"next words"})
@@ -55,7 +58,11 @@ class GenerationConfig(EvalConfig):
             yield from METRICS[name](written, references)
         yield "num_examples", float(len(written))
         for source, text, known in list(zip(sources, written, references, strict=True))[: self.show]:
-            yield Shown(f"{source}\n", text, {"eval": self.name, "reference": "\n".join(known)})
+            fields = {"eval": self.name, "reference": "\n".join(known)}
+            if "memory_tokens" in nnx.merge(graph, params).config.inputs:
+                example = data.config.arrays(*data.tokenizer.encode_batch([source, text]), data.tokenizer, Counter())
+                fields["table"] = table(alignment(graph, params, example), example, data.tokenizer)
+            yield Shown(f"{source}\n", text, fields)
 
     def answers(self, graph: nnx.GraphDef, params: Params, data: Any, sources: Sequence[str]) -> list[str]:
         """The text that the model writes for each source. Those of about one length are read together."""

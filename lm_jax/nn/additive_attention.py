@@ -9,7 +9,7 @@ from flax import nnx
 from lm_jax.core.config import Config, check_positive
 from lm_jax.core.local import all_gather, part
 from lm_jax.core.param import param, weight
-from lm_jax.core.types import Array
+from lm_jax.core.types import Array, Mean
 from lm_jax.nn.attention import KeyValues
 from lm_jax.nn.init import Init
 from lm_jax.nn.kernels.spec import MASKED
@@ -61,8 +61,16 @@ class AdditiveAttention(nnx.Module):
 
     def read(self, x_BTD: Array, place: Place, memory: KeyValues, segments_BS: Array) -> Array:
         """[B, T, D] to [B, T, D]: attention to a memory, of which each token sees its own segment."""
-        x_BTD = all_gather(x_BTD, "residual", 1)
-        q_BTA, k_BSA, v_BSD = project("BTD,DA->BTA", x_BTD, self.query), memory.keys[:, :, 0], memory.values[:, :, 0]
+        weights_BTS = self._weights(x_BTD, place, memory, segments_BS).astype(x_BTD.dtype)
+        y_BTD = jnp.einsum("BTS,BSD->BTD", weights_BTS, memory.values[:, :, 0])
+        return part(project("BTD,DE->BTE", y_BTD, self.output), "residual", 1)
+
+    def look(self, x_BTD: Array, place: Place, memory: KeyValues, segments_BS: Array) -> Mean:
+        """float32 [B, T, S]: the weights that `read` gives to the tokens of the memory."""
+        return Mean(self._weights(x_BTD, place, memory, segments_BS), jnp.float32(1))
+
+    def _weights(self, x_BTD: Array, place: Place, memory: KeyValues, segments_BS: Array) -> Array:
+        q_BTA, k_BSA = project("BTD,DA->BTA", all_gather(x_BTD, "residual", 1), self.query), memory.keys[:, :, 0]
         hidden_BTSA = jnp.tanh(q_BTA[:, :, None, :] + k_BSA[:, None, :, :])
         score = weight(self.score, hidden_BTSA)
         scores_BTS = jnp.einsum("BTSA,A->BTS", hidden_BTSA, score, preferred_element_type=jnp.float32)
@@ -70,5 +78,4 @@ class AdditiveAttention(nnx.Module):
         if segments_BT is None:
             segments_BT = jnp.ones(q_BTA.shape[:2], jnp.int32)
         seen_BTS = segments_BT[:, :, None] == segments_BS[:, None, :]
-        weights_BTS = jax.nn.softmax(jnp.where(seen_BTS, scores_BTS, MASKED), axis=-1).astype(x_BTD.dtype)
-        return part(project("BTD,DE->BTE", jnp.einsum("BTS,BSD->BTD", weights_BTS, v_BSD), self.output), "residual", 1)
+        return jax.nn.softmax(jnp.where(seen_BTS, scores_BTS, MASKED), axis=-1)

@@ -9,9 +9,9 @@ from flax import nnx
 
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.errors import ConfigError
-from lm_jax.core.local import all_gather, index, sum_into, token_index, ways
+from lm_jax.core.local import all_gather, all_sum, index, sum_into, token_index, ways
 from lm_jax.core.param import param, weight
-from lm_jax.core.types import Array
+from lm_jax.core.types import Array, Mean
 from lm_jax.nn.attend import IMPLEMENTATIONS, attend
 from lm_jax.nn.init import Init, zeros
 from lm_jax.nn.kernels.reference import masked_attention
@@ -197,6 +197,18 @@ class Attention(nnx.Module):
 
     def read(self, x_BTD: Array, place: Place, memory: KeyValues, segments_BS: Array) -> Array:
         """[B, T, D] to [B, T, D]: attention to a memory, of which each token sees its own segment."""
+        return self._output(self._read(x_BTD, place, memory, segments_BS, self.config.implementation))
+
+    def look(self, x_BTD: Array, place: Place, memory: KeyValues, segments_BS: Array) -> Mean:
+        """float32 [B, T, S]: the weights that `read` gives to the tokens of the memory, a mean over heads."""
+        B, S, K, _ = memory.values.shape
+        one = jnp.broadcast_to(
+            jnp.eye(S, dtype=jnp.float32)[None, :, None, :], (B, S, K, S)
+        )  # each token is a dimension of its own
+        weights_BTNS = self._read(x_BTD, place, KeyValues(memory.keys, one), segments_BS, "reference")
+        return Mean(all_sum(jnp.sum(weights_BTNS, axis=2), "heads"), jnp.float32(self.config.num_heads))
+
+    def _read(self, x_BTD: Array, place: Place, memory: KeyValues, segments_BS: Array, implementation: str) -> Array:
         q_BTNH = self._queries(all_gather(x_BTD, "residual", 1))
         config, size = self.config, x_BTD.shape[-1]
         scale = config.scale or config.size(size) ** -0.5
@@ -206,7 +218,7 @@ class Attention(nnx.Module):
             segments_BT = jnp.ones(q_BTNH.shape[:2], jnp.int32)
         queries = Tokens(token_index(q_BTNH.shape[1]), segments_BT)
         keys = Tokens(jnp.arange(segments_BS.shape[1], dtype=jnp.int32), segments_BS)
-        return self._output(attend(config.implementation, spec, q_BTNH, *memory, queries, keys, self._sinks(q_BTNH)))
+        return attend(implementation, spec, q_BTNH, *memory, queries, keys, self._sinks(q_BTNH))
 
     def _queries(self, x_BTD: Array) -> Array:
         q_BTNH = self._project(x_BTD, self.query, self.query_bias)

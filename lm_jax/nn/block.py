@@ -22,6 +22,7 @@ from lm_jax.nn.norm import NormConfig
 from lm_jax.nn.place import Cache, CacheInfo, Place
 from lm_jax.nn.recurrent import RecurrentConfig
 from lm_jax.nn.rglru import RGLRUConfig
+from lm_jax.nn.watch import CROSS, watched
 
 Mixer = AttentionConfig | LatentAttentionConfig | RecurrentConfig | RGLRUConfig | GatedDeltaConfig
 
@@ -124,12 +125,13 @@ class Block(nnx.Module):
         h_BTD = normed_BTD = x_BTD if self.mixer_norm is None else self.mixer_norm(x_BTD)
         h_BTD, own = self.mixer(h_BTD, place, own, info)
         x_BTD = self._add(x_BTD, dropout(h_BTD, rate, keys[0], place.rows_B), self.mixer_post_norm)
+        looked = Aux.none()
         if self.cross is not None:
-            h_BTD = self._cross(x_BTD, place, memory, info)
+            h_BTD, looked = self._cross(x_BTD, place, memory, info)
             x_BTD = self._add(x_BTD, dropout(h_BTD, rate, _third(key), place.rows_B), self.cross_post_norm)
         cache = own if memory is None else WithMemory(own, memory)
         if self.feed_forward is None:
-            return x_BTD, cache, Aux.none()
+            return x_BTD, cache, looked
         h_BTD = before_BTD if self.config.parallel else x_BTD
         if self.config.shared_norm:
             h_BTD = normed_BTD
@@ -137,19 +139,22 @@ class Block(nnx.Module):
             h_BTD = self.feed_forward_norm(h_BTD)
         h_BTD, aux = self.feed_forward(h_BTD, place)
         h_BTD = dropout(h_BTD, rate, keys[1], place.rows_B)
-        return self._add(x_BTD, h_BTD, self.feed_forward_post_norm), cache, aux
+        return self._add(x_BTD, h_BTD, self.feed_forward_post_norm), cache, looked + aux
 
     def remember(self, cache: Cache, memory_BSD: Array) -> Cache:
         """The cache, with the memory's keys and values where the block attends to them."""
         return cache if self.cross is None else WithMemory(cache, self.cross.remember(memory_BSD))
 
-    def _cross(self, x_BTD: Array, place: Place, memory: KeyValues | None, info: CacheInfo | None) -> Array:
+    def _cross(self, x_BTD: Array, place: Place, memory: KeyValues | None, info: CacheInfo | None) -> tuple[Array, Aux]:
         x_BTD = x_BTD if self.cross_norm is None else self.cross_norm(x_BTD)
         if memory is not None and info is not None and info.memory_BS is not None:
-            return self.cross.read(x_BTD, place, memory, info.memory_BS)
-        if place.memory is None:
+            segments_BS = info.memory_BS
+        elif place.memory is not None:
+            memory, segments_BS = self.cross.remember(place.memory.x_BSD), place.memory.segments_BS
+        else:
             raise ConfigError("a block attends to a memory, and there is none: it is for the decoder of an encoder-decoder")
-        return self.cross.read(x_BTD, place, self.cross.remember(place.memory.x_BSD), place.memory.segments_BS)
+        seen = {CROSS: self.cross.look(x_BTD, place, memory, segments_BS)} if watched() else {}
+        return self.cross.read(x_BTD, place, memory, segments_BS), Aux.none()._replace(metrics=seen)
 
     def _add(self, x: Array, branch: Array, norm: nnx.Module | None) -> Array:
         if norm is not None and self.config.placement != "post":
