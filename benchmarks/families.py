@@ -64,6 +64,7 @@ FIGURES = {
     "translation": Figure(f"{TRANSLATION}:transformer", "test", "bleu", 30.0),
     "translation_luong": Figure(f"{TRANSLATION}:luong", "test", "bleu", None),
     "translation_bahdanau": Figure(f"{TRANSLATION}:bahdanau", "test", "bleu", None),
+    "sentences": Figure("experiments/sentences.py", "test", "source_to_target_recall@1", None),
     "ner": Figure("experiments/ner.py", "test", "f1", None, tagged),
     "squad": Figure("experiments/squad.py:spans", "test", "f1", None, answered),
     "headlines": Figure("experiments/summaries.py:reuters", "test", "rougeL", None, led),

@@ -242,7 +242,7 @@ class PreparedSpeech(PreparedExamples):
 
     def _buckets(self, split: str, length: int | None = None) -> Buckets:
         lengths = dict.fromkeys(("tokens", "targets", "weights"), length or self.config.length)
-        return Buckets(self.require(split), "waves", self.config.samples, lengths)
+        return Buckets(self.require(split), self.config.samples, lengths)
 
     def train_loader(self, rows: slice = slice(None)) -> BucketLoader:
         """Training batches, of which this process takes the given `rows`."""

@@ -20,29 +20,32 @@ class Buckets:
 
     Attributes:
       examples: arrays [n, ...], or scalars.
-      by: the array whose length decides.
-      sizes: its lengths in a batch, ascending: an example is in the first bucket that has room for it.
-      lengths: in a batch, of the other arrays.
+      sizes: the lengths of arrays in a batch, ascending: an example is in the first bucket that has room for the longest of them.
+      lengths: in a batch, of arrays whose length decides nothing.
     """
 
-    def __init__(self, examples: Sequence[Example], by: str, sizes: tuple[int, ...], lengths: dict[str, int]):
-        self.examples, self.by, self.sizes, self.lengths = list(examples), by, sizes, lengths
-        own = np.array([len(example.arrays[by]) for example in self.examples], np.int64)
-        if len(own) and own.max() > sizes[-1]:
-            example = self.examples[int(own.argmax())]
-            raise DataError(f"{example.name} has {own.max()} {by}, more than the largest bucket of {sizes[-1]} holds")
-        place = np.searchsorted(sizes, own)
+    def __init__(self, examples: Sequence[Example], sizes: tuple[int, ...], lengths: dict[str, int] | None = None):
+        self.examples, self.sizes, self.lengths = list(examples), sizes, lengths or {}
+        self.by = [name for name, value in self.examples[0].arrays.items() if value.ndim and name not in self.lengths]
+        own = np.array([[len(example.arrays[name]) for name in self.by] for example in self.examples])
+        if own.max() > sizes[-1]:
+            number, which = np.unravel_index(own.argmax(), own.shape)
+            what = f"{self.examples[number].name} has {own.max()} {self.by[which]}"
+            raise DataError(f"{what}, more than the largest bucket of {sizes[-1]} holds")
+        place = np.searchsorted(sizes, own.max(axis=1))
         self.members = [np.flatnonzero(place == bucket) for bucket in range(len(sizes))]
 
-    def batches(self, batch_size: int) -> list[tuple[int, int]]:
-        """(bucket, number within it) of all batches; the last ones of a bucket are filled with rows of padding."""
-        return [(b, i) for b, members in enumerate(self.members) for i in range(-(-len(members) // batch_size))]
+    def batches(self, batch_size: int, *, full: bool = False) -> list[tuple[int, int]]:
+        """(bucket, number within it) of all batches. The last one of a bucket is filled with rows of padding, or with `full` left
+        out."""
+        more = 0 if full else batch_size - 1
+        return [(b, i) for b, members in enumerate(self.members) for i in range((len(members) + more) // batch_size)]
 
     def fill(self, numbers: Sequence[int], bucket: int) -> Batch:
         """Arrays [rows, ...] of these examples; -1 is a row of padding only."""
         batch: Batch = {}
         for name, value in self.examples[0].arrays.items():
-            size = self.sizes[bucket] if name == self.by else self.lengths.get(name)
+            size = self.lengths.get(name, self.sizes[bucket])
             batch[name] = np.zeros((len(numbers), *(() if value.ndim == 0 else (size, *value.shape[1:]))), value.dtype)
         for row, number in enumerate(numbers):
             for name, value in self.examples[number].arrays.items() if number >= 0 else ():
@@ -66,19 +69,27 @@ def _places(batch: int, batch_size: int) -> np.ndarray:
 
 class BucketLoader:
     """Training batches: `loader(step)` is a pure function, without end. Each epoch has all examples once, in other batches and
-    another order of them."""
+    another order of them; with `full` only those that fill batches, which are others in every epoch."""
 
-    def __init__(self, buckets: Buckets, *, batch_size: int, seed: int = 0, local: slice = slice(None)):
-        """A loader of which this process takes the rows `local` of every batch."""
+    def __init__(self, buckets: Buckets, *, batch_size: int, seed: int = 0, local: slice = slice(None), full: bool = False):
+        """A loader of which this process takes the rows `local` of every batch. Raises `DataError` where `full` leaves out all
+        examples of a bucket."""
         self._buckets, self._batch_size, self._seed, self._local = buckets, batch_size, seed, local
-        self._batches = buckets.batches(batch_size)
+        self._batches = buckets.batches(batch_size, full=full)
+        few = [(size, len(own)) for size, own in zip(buckets.sizes, buckets.members, strict=True) if 0 < len(own) < batch_size]
+        if full and few:
+            size, number = few[0]
+            raise DataError(
+                f"the bucket of {size} has {number:,} training examples, fewer than a batch of batch_size={batch_size}: leave that "
+                "size out of the buckets, or take smaller batches"
+            )
         self.fingerprint: dict[str, Any] = {
             "format": FORMAT,
             "examples": buckets.hash,
-            "buckets": {"by": buckets.by, "sizes": list(buckets.sizes), "lengths": dict(buckets.lengths)},
+            "buckets": {"by": ",".join(buckets.by), "sizes": list(buckets.sizes), "lengths": dict(buckets.lengths)},
             "batch_size": batch_size,
             "seed": seed,
-        }
+        } | ({"full": True} if full else {})
 
     def __call__(self, step: int) -> Batch:
         """This process's rows of batch `step` (from 0)."""

@@ -196,6 +196,10 @@ class PreparedImages:
             raise DataError(f"there is no split {split!r}{nearest(split, list(self.splits))}")
         return self.splits[split]
 
+    def pictures(self, split: str) -> list[Captioned]:
+        """The images of a split, by the name that evals ask for."""
+        return self.require(split)
+
     def describe(self) -> str:
         """A line of the vocabulary, one per split, and one for each thing that was changed."""
         lines = [f"vocabulary of {self.vocab_size:,}; images of {self.config.pixels.height} x {self.config.pixels.width} pixels"]

@@ -28,6 +28,7 @@ class CaptionsConfig(EvalConfig):
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"next words"})
+    reads: ClassVar[tuple[str, ...]] = ("pictures",)
 
     metrics: tuple[str, ...] = ("bleu",)
     beam: int = 3
@@ -51,7 +52,7 @@ class CaptionsConfig(EvalConfig):
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
     ) -> Iterator[tuple[str, float] | Shown]:
         """See `EvalConfig.scores`."""
-        pictures = data.require(self.split)[: self.limit]
+        pictures = data.pictures(self.split)[: self.limit]
         written: list[str] = []
         for first in range(0, len(pictures), self.batch_size):
             part = [picture.pixels for picture in pictures[first : first + self.batch_size]]

@@ -30,6 +30,7 @@ class RetrievalConfig(EvalConfig):
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"pairs"})
+    reads: ClassVar[tuple[str, ...]] = ("pictures",)
 
     at: tuple[int, ...] = (1, 5, 10)
     show: int = 8
@@ -44,7 +45,7 @@ class RetrievalConfig(EvalConfig):
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
     ) -> Iterator[tuple[str, float] | Shown]:
         """See `EvalConfig.scores`."""
-        pictures = data.require(self.split)
+        pictures = data.pictures(self.split)
         batches = data.eval_batches(self.split, batch_size=self.batch_size, length=self.length, rows=rows)
         of_text = np.repeat(np.arange(len(pictures)), [len(picture.captions) for picture in pictures])
         images, texts = embed(graph, params, map(put, batches), len(of_text))
@@ -66,16 +67,18 @@ class RetrievalConfig(EvalConfig):
 
 def embed(graph: nnx.GraphDef, params: Params, batches: Iterator[Batch], number: int) -> tuple[np.ndarray, np.ndarray]:
     """float32 [number, E] twice: the unit vectors of the images and of the texts of the first `number` rows."""
-    found = [jax.device_get(_vectors(params, batch, graph=graph)) for batch in batches]
+    found = [jax.device_get(pair_vectors(params, batch, graph=graph)) for batch in batches]
     images, texts = (np.concatenate(vectors)[:number] for vectors in zip(*found, strict=True))
     return images, texts
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def _vectors(params: Params, batch: Batch, *, graph: nnx.GraphDef) -> tuple[Array, Array]:
+def pair_vectors(params: Params, batch: Batch, *, graph: nnx.GraphDef) -> tuple[Array, Array]:
+    """float32 [B, E] twice: the unit vectors of both sides of all rows of the batch."""
+
     def local(params: Params, batch: Batch) -> tuple[Array, Array]:
         pair = nnx.merge(graph, params).pair(batch)
-        return all_gather(pair.images, "batch", 0), all_gather(pair.texts, "batch", 0)
+        return all_gather(pair.left, "batch", 0), all_gather(pair.right, "batch", 0)
 
     # Gathered vectors are the same on every device, which the types cannot show.
     shards = param_specs(graph, params)

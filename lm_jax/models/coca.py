@@ -17,8 +17,8 @@ from lm_jax.core.types import Array, Batch
 from lm_jax.models.base import Output
 from lm_jax.models.decoder import DecodeState, next_place
 from lm_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from lm_jax.models.pair import Pair, projected
 from lm_jax.models.text import output_of, place_of
-from lm_jax.models.two_tower import Pair, unit
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.frontend import PatchesConfig
 from lm_jax.nn.norm import NormConfig
@@ -107,8 +107,8 @@ class CoCa(EncoderDecoder):
         memory, aux = self.encode(batch, key=keys[0])
         x_BTD = self.embedding(batch["tokens"], place.positions_BT, jnp.dtype(self.config.dtype), keys[1])
         x_BTD, _, more = self.text(x_BTD, place, key=keys[2])
-        images = unit(self._image(memory), self.image_projection)
-        texts = unit(last_token(x_BTD, batch.get("segments")), self.text_projection)
+        images = projected(self._image(memory), self.image_projection)
+        texts = projected(last_token(x_BTD, batch.get("segments")), self.text_projection)
         bias = None if self.bias is None else weight(self.bias, images)
         pair = Pair(images, texts, jnp.exp(weight(self.log_scale, images)), bias, jnp.zeros((), jnp.float32), {})
         x_BTD, _, top = self.stack(x_BTD, place._replace(memory=memory), key=keys[3])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,32 +12,16 @@ from lm_jax.core.config import check_positive
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import param, weight
 from lm_jax.core.sharding import whole_rows
-from lm_jax.core.types import Array, Aux, Batch, Mean
+from lm_jax.core.types import Array, Aux, Batch
 from lm_jax.models.base import ModelConfig, Output
 from lm_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
+from lm_jax.models.pair import Pair, projected
 from lm_jax.models.text import output_of
 from lm_jax.nn.embedding import EmbeddingConfig
 from lm_jax.nn.init import Init
-from lm_jax.nn.linear import project
 from lm_jax.nn.norm import NormConfig
 from lm_jax.nn.place import Place
 from lm_jax.nn.stack import StackConfig
-
-
-class Pair(NamedTuple):
-    """Unit vectors of the images and texts of a batch, and what their products are multiplied by and added to."""
-
-    images: Array  # float32 [B, E]
-    texts: Array  # float32 [B, E]
-    scale: Array  # float32 []
-    bias: Array | None  # float32 []; None: there is none
-    loss: Array  # float32 []: the auxiliary loss of a token (a mean); 0 in dense towers
-    metrics: dict[str, Mean]
-
-    def similarities(self) -> Array:
-        """float32 [images, texts] of this device's rows."""
-        products = self.scale * self.images @ self.texts.T
-        return products if self.bias is None else products + self.bias
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -124,14 +108,14 @@ class TwoTower(nnx.Module):
         read = self._read(tokens, batch.get("memory_segments"), keys[1])
         at_B = jnp.argmax(tokens if pool is None else tokens == pool, axis=1)
         text_BD = jnp.take_along_axis(read.hidden, at_B[:, None, None], axis=1)[:, 0]
-        images, texts = unit(image_BD, self.image_projection), unit(text_BD, self.text_projection)
+        images, texts = projected(image_BD, self.image_projection), projected(text_BD, self.text_projection)
         bias = None if self.bias is None else weight(self.bias, images)
         scale = jnp.exp(weight(self.log_scale, images))
         both = Aux(seen.loss, seen.metrics) + Aux(read.loss, read.metrics)
         return Pair(images, texts, scale, bias, both.loss, both.metrics)
 
     def pair(self, batch: Batch, *, key: Array | None = None) -> Pair:
-        """The same, by the name that all models of images and texts have."""
+        """The same, by the name that all models of pairs have."""
         return self(batch, key=key)
 
     def _read(self, tokens_BT: Array, segments_BT: Array | None, key: Array | None) -> Output:
@@ -141,9 +125,3 @@ class TwoTower(nnx.Module):
             x_BTD = self.embedding(tokens_BT, place.positions_BT, jnp.dtype(self.config.dtype), keys[0])
             x_BTD, _, aux = self.text(x_BTD, place, key=keys[1])
             return output_of(x_BTD, aux, {"tokens": tokens_BT, "segments": segments_BT})
-
-
-def unit(x_BD: Array, projection: nnx.Param) -> Array:
-    """float32 [B, E]: projected, and of length 1."""
-    y_BE = project("BD,DE->BE", x_BD, projection, jnp.float32)
-    return y_BE / jnp.linalg.norm(y_BE, axis=-1, keepdims=True)

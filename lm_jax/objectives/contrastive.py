@@ -1,4 +1,4 @@
-"""Contrastive losses of images and texts, over the global batch."""
+"""Contrastive losses of images and texts, or of two texts, over the global batch."""
 
 import dataclasses
 from typing import ClassVar
@@ -11,13 +11,16 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import all_gather, all_sum, index, ways
 from lm_jax.core.types import Array, Batch, Mean
 from lm_jax.models.coca import CoCa
-from lm_jax.models.two_tower import Pair, TwoTower
+from lm_jax.models.pair import Pair
+from lm_jax.models.sentence_encoder import SentenceEncoder
+from lm_jax.models.two_tower import TwoTower
 from lm_jax.objectives.base import ObjectiveConfig
 
 
 @dataclasses.dataclass(kw_only=True)
 class ContrastiveConfig(ObjectiveConfig):
-    """Every image of the global batch is compared with every text of it; row i of both belong together.
+    """Every image of the global batch is compared with every text of it; row i of both belong together. Of two texts (Reimers and
+    Gurevych 2019, arXiv:1908.10084; Gao et al. 2021, arXiv:2104.08821) the first takes the place of the image.
 
     "softmax": the mean of two cross-entropies, of the right text given the image and of the right image given the text (CLIP,
     Radford et al. 2021, arXiv:2103.00020, figure 3); similarities are multiplied by at most `max_scale` (section 2.5).
@@ -50,7 +53,7 @@ class Contrastive:
     def __init__(self, config: ContrastiveConfig):
         self.config = config
 
-    def __call__(self, model: TwoTower | CoCa, batch: Batch, *, key: Array | None = None) -> dict[str, Mean]:
+    def __call__(self, model: TwoTower | CoCa | SentenceEncoder, batch: Batch, *, key: Array | None = None) -> dict[str, Mean]:
         """Sums over the images, with their number as count."""
         pair = model.pair(batch, key=key)
         terms = self.terms(pair)
@@ -63,10 +66,10 @@ class Contrastive:
 
         Each device compares its images with the texts of all, and its texts with the images of all.
         """
-        own, scale = len(pair.images), jnp.minimum(pair.scale, self.config.max_scale)
+        own, scale = len(pair.left), jnp.minimum(pair.scale, self.config.max_scale)
         right_B = index("batch") * own + jnp.arange(own)
-        by_image = scale * pair.images @ all_gather(pair.texts, "batch", 0).T
-        by_text = scale * pair.texts @ all_gather(pair.images, "batch", 0).T
+        by_image = scale * pair.left @ all_gather(pair.right, "batch", 0).T
+        by_text = scale * pair.right @ all_gather(pair.left, "batch", 0).T
         hits_B = sum((jnp.argmax(x, axis=1) == right_B).astype(jnp.float32) for x in (by_image, by_text)) / 2
         if self.config.kind == "softmax":
             loss_B = (_cross_entropy(by_image, right_B) + _cross_entropy(by_text, right_B)) / 2

@@ -21,7 +21,7 @@ def buckets(number=23, sizes=(4, 8, 20)):
             "tokens": np.arange(1 + i % 3, dtype=np.int32) + 7,
         }
         examples.append(Example(f"e{i}", arrays))
-    return Buckets(examples, "waves", sizes, {"tokens": 5})
+    return Buckets(examples, sizes, {"tokens": 5})
 
 
 def who(batch):

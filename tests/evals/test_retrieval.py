@@ -82,8 +82,8 @@ def test_retrieval_is_over_the_whole_split_on_any_mesh():
     for picture in data.splits["validation"]:  # one at a time, unpadded
         for row in picture.rows:
             pair = tower({"images": data.config.pixels.floats(picture.pixels[None]), "memory_tokens": row["memory_tokens"][None]})
-            vectors["texts"].append((picture.name, np.asarray(pair.texts[0])))
-        vectors["images"].append((picture.name, np.asarray(pair.images[0])))
+            vectors["texts"].append((picture.name, np.asarray(pair.right[0])))
+        vectors["images"].append((picture.name, np.asarray(pair.left[0])))
 
     def recall(queries, answers, k):
         near = [sorted(answers, key=lambda answer: -float(answer[1] @ query[1]))[:k] for query in vectors[queries]]

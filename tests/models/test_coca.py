@@ -23,12 +23,12 @@ def test_texts_do_not_see_images_and_captions_do():
     both = jax.jit(lambda batch: model.both(batch))
     pair, output = both(batch)
     others, seen = both(batch | {"images": np.roll(batch["images"], 1, axis=0)})
-    np.testing.assert_allclose(others.images, np.roll(pair.images, 1, axis=0), atol=1e-6)
-    np.testing.assert_allclose(others.texts, pair.texts, atol=1e-6)
+    np.testing.assert_allclose(others.left, np.roll(pair.left, 1, axis=0), atol=1e-6)
+    np.testing.assert_allclose(others.right, pair.right, atol=1e-6)
     assert np.abs(seen.hidden - output.hidden).max() > 0.1
-    np.testing.assert_allclose(np.linalg.norm(pair.images, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(pair.left, axis=1), 1, atol=1e-5)
     padded = np.where(batch["segments"] == 0, 7, batch["tokens"])
-    np.testing.assert_allclose(both(batch | {"tokens": padded})[0].texts, pair.texts, atol=1e-6)
+    np.testing.assert_allclose(both(batch | {"tokens": padded})[0].right, pair.right, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -13,12 +13,13 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import split
 from lm_jax.core.sharding import Layout, shard_batch, use_mesh
-from lm_jax.models.two_tower import Pair
+from lm_jax.models.pair import Pair
 from lm_jax.objectives.coca import ContrastiveCaptioningConfig
 from lm_jax.objectives.contrastive import ContrastiveConfig
 from lm_jax.objectives.lm import LMConfig
 from lm_jax.train.step import gradients
 from tests.models.images_for_tests import batch_for, coca, two_tower
+from tests.models.sentences_for_tests import batch_of_pairs, sentence_encoder
 
 KEY = jax.random.key(0)
 
@@ -37,7 +38,7 @@ def value(pair, **config):
 
 def test_softmax_is_two_cross_entropies():
     pair = random_pair()
-    z = 7.0 * pair.images.astype(np.float64) @ pair.texts.astype(np.float64).T
+    z = 7.0 * pair.left.astype(np.float64) @ pair.right.astype(np.float64).T
     total, hits = 0.0, 0
     for i in range(6):
         total += math.log(sum(math.exp(z[i, j]) for j in range(6))) - z[i, i]
@@ -50,7 +51,7 @@ def test_softmax_is_two_cross_entropies():
 
 def test_sigmoid_is_one_decision_for_each_pair():
     pair = random_pair(bias=-3.0)
-    z = 7.0 * pair.images.astype(np.float64) @ pair.texts.astype(np.float64).T - 3.0
+    z = 7.0 * pair.left.astype(np.float64) @ pair.right.astype(np.float64).T - 3.0
     total = sum(math.log1p(math.exp(-z[i, j] if i == j else z[i, j])) for i in range(6) for j in range(6))
     assert value(pair, kind="sigmoid")["contrastive"] == pytest.approx(total / 6, rel=1e-5)
 
@@ -73,6 +74,7 @@ CASES = {
     "softmax": (two_tower(), ContrastiveConfig()),
     "sigmoid": (two_tower(bias=-1.0), ContrastiveConfig(kind="sigmoid")),
     "coca": (coca(), ContrastiveCaptioningConfig()),
+    "sentences": (sentence_encoder(), ContrastiveConfig()),
 }
 
 
@@ -80,7 +82,8 @@ def step(name, place=lambda batch: batch, accumulate=1):
     config, objective = CASES[name]
     graph, params = split(jax.jit(config.build)(KEY))
     run = functools.partial(gradients, graph=graph, objective=objective.build(), accumulate=accumulate)
-    grads, terms = jax.jit(run)(params, place(batch_for(config)), KEY)
+    batch = batch_of_pairs() if name == "sentences" else batch_for(config)
+    grads, terms = jax.jit(run)(params, place(batch), KEY)
     return grads, {name: float(term.value) for name, term in terms.items()}
 
 
@@ -99,7 +102,13 @@ MESHES = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mesh"),
-    [("softmax", "dp-fsdp-tp"), ("sigmoid", "fsdp-cp-tp"), ("coca", "fsdp-cp-tp"), ("coca", "pp-dp-tp")],
+    [
+        ("softmax", "dp-fsdp-tp"),
+        ("sigmoid", "fsdp-cp-tp"),
+        ("coca", "fsdp-cp-tp"),
+        ("coca", "pp-dp-tp"),
+        ("sentences", "fsdp-cp-tp"),
+    ],
 )
 def test_the_global_batch_is_compared_on_any_mesh(name, mesh):
     grads, terms = on_one_device(name)

@@ -1,0 +1,123 @@
+"""Sentence embeddings: one encoder that makes a unit vector of each text, of which near ones mean about the same."""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lm_jax.core.config import check_choice, check_positive
+from lm_jax.core.local import first_of, whole_row
+from lm_jax.core.param import param, weight
+from lm_jax.core.sharding import whole_rows
+from lm_jax.core.types import Array, Aux, Batch
+from lm_jax.models.base import ModelConfig
+from lm_jax.models.encoder import both_ways
+from lm_jax.models.pair import Pair, unit
+from lm_jax.models.text import output_of
+from lm_jax.nn.embedding import EmbeddingConfig
+from lm_jax.nn.init import Init
+from lm_jax.nn.place import Place
+from lm_jax.nn.stack import StackConfig
+
+
+@dataclasses.dataclass(kw_only=True)
+class SentenceEncoderConfig(ModelConfig):
+    """A vector of `width` of a text: the `pool` over the last hidden states of its tokens, made a unit vector ("mean" or "max", or
+    "first", that of its first token; Sentence-BERT, Reimers and Gurevych 2019, arXiv:1908.10084, section 3).
+
+    Two texts that belong together pass through the same encoder. Products of vectors are multiplied by exp of a parameter that
+    starts at `log_scale` (0.05 is the temperature of SimCSE, Gao et al. 2021, arXiv:2104.08821), and a parameter that starts at
+    `bias` is added (None: none). Embedding and stack have the names that they have in an `Encoder`, from which it can be started.
+    """
+
+    inputs: ClassVar[frozenset[str]] = frozenset({"tokens", "memory_tokens"})
+    targets: ClassVar[frozenset[str]] = frozenset({"pairs"})
+
+    vocab_multiple: int = 1
+    width: int = 384
+    embedding: EmbeddingConfig = dataclasses.field(default_factory=EmbeddingConfig)
+    stack: StackConfig = dataclasses.field(default_factory=both_ways)
+    pool: str = "mean"
+    log_scale: float = math.log(1 / 0.05)
+    bias: float | None = None
+    init: Init = dataclasses.field(default_factory=Init)
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for an unknown dtype or pool, or sizes out of range."""
+        super().validate()
+        check_positive(self, "vocab_multiple", "width")
+        check_choice("pool", self.pool, ("mean", "max", "first"))
+        self.stack.check(self.width)
+
+    @property
+    def num_outputs(self) -> None:
+        """See `ModelConfig.num_outputs`: what it chooses from are the others of the batch."""
+        return None
+
+    def stacks(self) -> dict[str, tuple[int, StackConfig]]:
+        """See `ModelConfig.stacks`."""
+        return {"stack": (self.width, self.stack)}
+
+    def max_length(self) -> int | None:
+        """See `ModelConfig.max_length`."""
+        table = self.embedding.positions
+        return None if table is None else table.length - table.offset
+
+    def flops_per_token(self, length: int, *, causal: bool) -> float:
+        """See `ModelConfig.flops_per_token`: of both texts, per token of one."""
+        return 2 * 3 * self.stack.flops_per_token(self.width, length, causal=causal)
+
+    def build(self, key: Array) -> "SentenceEncoder":
+        """The model with parameters drawn from `key`."""
+        return SentenceEncoder(self, nnx.Rngs(params=key))
+
+
+class SentenceEncoder(nnx.Module):
+    """See `SentenceEncoderConfig`."""
+
+    def __init__(self, config: SentenceEncoderConfig, rngs: nnx.Rngs):
+        self.config = config
+        table_size = -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
+        self.embedding = config.embedding.build(rngs, table_size, config.width, config.init)
+        self.stack = config.stack.build(rngs, config.width, config.init)
+        self.log_scale = param(rngs, nnx.initializers.constant(config.log_scale), (), ())
+        self.bias = None if config.bias is None else param(rngs, nnx.initializers.constant(config.bias), (), ())
+
+    def __call__(self, batch: Batch, *, key: Array | None = None) -> Pair:
+        """The vectors of the texts `batch["tokens"]` [B, T] and of those that belong to them, "memory_tokens" [B, S]; "segments"
+        and "memory_segments" are 0 at padding."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        segments = batch.get("segments")
+        segments = None if segments is None else whole_row(segments)
+        left, aux = first_of(self.vectors(whole_row(batch["tokens"]), segments, key=keys[0]), "sequence")
+        right, more = self.vectors(batch["memory_tokens"], batch.get("memory_segments"), key=keys[1])
+        bias = None if self.bias is None else weight(self.bias, left)
+        aux = aux + more
+        return Pair(left, right, jnp.exp(weight(self.log_scale, left)), bias, aux.loss, aux.metrics)
+
+    def pair(self, batch: Batch, *, key: Array | None = None) -> Pair:
+        """The same, by the name that all models of pairs have."""
+        return self(batch, key=key)
+
+    def vectors(self, tokens_BT: Array, segments_BT: Array | None = None, *, key: Array | None = None) -> tuple[Array, Aux]:
+        """float32 [B, D]: a unit vector of each text, given as whole rows of ids; `segments_BT` is 0 at padding (None: there is
+        none). That of a row of padding only is no number."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        with whole_rows():
+            place = Place(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None, :], segments_BT)
+            x_BTD = self.embedding(tokens_BT, place.positions_BT, jnp.dtype(self.config.dtype), keys[0])
+            x_BTD, _, aux = self.stack(x_BTD, place, key=keys[1])
+            output = output_of(x_BTD, aux, {"tokens": tokens_BT, "segments": segments_BT})
+        real_BT1 = jnp.ones_like(x_BTD[:, :, :1]) if segments_BT is None else (segments_BT > 0)[:, :, None].astype(x_BTD.dtype)
+        return unit(_pooled(x_BTD, real_BT1, self.config.pool)), Aux(output.loss, output.metrics)
+
+
+def _pooled(x_BTD: Array, real_BT1: Array, pool: str) -> Array:
+    if pool == "first":
+        return x_BTD[:, 0]
+    if pool == "max":
+        return jnp.max(jnp.where(real_BT1 > 0, x_BTD, -jnp.inf), axis=1)
+    return jnp.sum(x_BTD * real_BT1, axis=1)  # the direction of the mean
