@@ -68,6 +68,7 @@ FIGURES = {
     "ner": Figure("experiments/ner.py", "test", "f1", None, tagged),
     "squad": Figure("experiments/squad.py:spans", "test", "f1", None, answered),
     "headlines": Figure("experiments/summaries.py:reuters", "test", "rougeL", None, led),
+    "bbc": Figure("experiments/summaries.py:bbc", "test", "rougeL", None, led),
     "digits_ctc": Figure(f"{DIGITS}:ctc", "test", "word_error_rate", 0.03),
     "digits_seq2seq": Figure(f"{DIGITS}:seq2seq", "test", "word_error_rate", 0.03),
     "emoji": Figure(f"{EMOJI}:contrastive", "validation", goal=12.0, **TIMES_CHANCE),
