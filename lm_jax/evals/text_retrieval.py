@@ -8,31 +8,20 @@ import jax
 import numpy as np
 from flax import nnx
 
-from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import Params
 from lm_jax.core.types import Batch
-from lm_jax.evals.base import EvalConfig, Shown
-from lm_jax.evals.retrieval import image_ranks, pair_vectors
+from lm_jax.evals.base import Shown
+from lm_jax.evals.retrieval import RetrievalConfig, image_ranks, pair_vectors
 
 
 @dataclasses.dataclass(kw_only=True)
-class TextRetrievalConfig(EvalConfig):
-    """Yields, for each k of `at`, "source_to_target_recall@k": the share of sources whose target is among the k nearest of all
-    targets of the split, the same the other way round, and "chance@k", what a random order gives. A wrong one that is as near
-    counts as nearer. `show` sources appear with the targets that are nearest to them.
+class TextRetrievalConfig(RetrievalConfig):
+    """As `RetrievalConfig` for two texts: yields "source_to_target_recall@k", the share of sources whose target is among the k
+    nearest of all targets of the split, the same the other way round, and "chance@k", what a random order gives. `show` sources
+    appear with the targets that are nearest to them.
     """
 
-    targets: ClassVar[frozenset[str]] = frozenset({"pairs"})
     reads: ClassVar[tuple[str, ...]] = ("pairs",)
-
-    at: tuple[int, ...] = (1, 5, 10)
-    show: int = 8
-
-    def validate(self) -> None:
-        """Raises `ConfigError` for sizes out of range."""
-        super().validate()
-        if not self.at or min(self.at) < 1 or self.show < 0:
-            raise ConfigError(f"at={self.at} must be numbers above 0, and show={self.show} not negative")
 
     def scores(
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
