@@ -41,7 +41,7 @@ def block(kind: str) -> BlockConfig:
     if kind == "transformer":
         mixer = AttentionConfig(num_heads=4, rotary=RotaryConfig())
         return BlockConfig(mixer=mixer, feed_forward=MLPConfig(hidden=4 * WIDTH), dropout=0.2)
-    return BlockConfig(mixer=RecurrentConfig(output=False, unroll=4), feed_forward=None, dropout=0.3)
+    return BlockConfig(mixer=RecurrentConfig(output=False, unroll=4), feed_forward=None, dropout=0.2)
 
 
 def get_config(arg: str = "lstm") -> Experiment:
@@ -63,23 +63,23 @@ def get_config(arg: str = "lstm") -> Experiment:
             tokenizer=Words(min_count=1, split="lines"),
             packing=Packing(shift=True),
             length=16 if smoke else 128,
-            batch_size=8 if smoke else 32,
+            batch_size=8 if smoke else 16,
         ),
         model=DecoderConfig(
             vocab_size=33_280,
             width=8 if smoke else WIDTH,
-            embedding=EmbeddingConfig(dropout=0.3),
+            embedding=EmbeddingConfig(dropout=0.2),
             stack=StackConfig(pattern=(block(arg),), repeats=2),
             init=Init(weights="fan_in", embedding_std=0.05),
         ),
         objective=SampledSoftmaxConfig(common=8 if smoke else 2048, samples=8 if smoke else 2048),
         optimizer=AdamW(
-            learning_rate=4e-3,
+            learning_rate=3e-3,
             weight_decay=0.02,
             schedule=Schedule(shape="linear", warmup_steps=0 if smoke else 100, final_ratio=0.0),
         ),
-        train=TrainConfig(num_steps=2 if smoke else 6000),
-        checkpoint=CheckpointConfig(every=0 if smoke else 500),
-        evals=() if smoke else (PerplexityConfig(every=2000, **rows), test),
+        train=TrainConfig(num_steps=2 if smoke else 15_000),
+        checkpoint=CheckpointConfig(every=0 if smoke else 2500),
+        evals=() if smoke else (PerplexityConfig(every=2500, **rows), test),
         samples=None,
     )
