@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from lm_jax import run
 from lm_jax.config import load_experiment
 from lm_jax.counting import count, score
 from lm_jax.models.ngram import NGramConfig
+from lm_jax.trained import evaluate
 
 KINDS = ("transformer", "lstm", "gru")
 
@@ -79,7 +79,7 @@ def trained(config: str, workdir: Path, points: int) -> list[Point]:
         near = max(known for known in walls if known <= step)
         seconds = walls[near] * step / near
         stride = experiment.data.length // 2 if config.endswith(":transformer") else None
-        ((_, scores),) = run.evaluate(workdir, step=step, split="test", stride=stride)
+        ((_, scores),) = evaluate(workdir, step=step, split="test", stride=stride)
         found.append(Point(seconds, step * batch, scores["bits_per_byte"]))
     return found
 

@@ -35,11 +35,11 @@ from lm_jax.interop.weights import load, read_model, stored, write_model
 from lm_jax.models.decoder import DecoderConfig
 from lm_jax.optim.adamw import AdamW
 from lm_jax.parts import build
-from lm_jax.run import load as load_run
 from lm_jax.train.checkpoint import Checkpoints, room
 from lm_jax.train.lock import RunLock
 from lm_jax.train.logging import MetricsLog
 from lm_jax.train.rundir import claim_config, versions
+from lm_jax.trained import load as load_run
 
 KEPT = "huggingface"  # the folder of a run that holds the files beside the weights, for the way back
 FILES = (

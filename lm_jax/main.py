@@ -123,9 +123,9 @@ def _train(options: argparse.Namespace, configs: list[str]) -> int:
 def _eval(options: argparse.Namespace, configs: list[str]) -> int:
     _no_config(configs)
     _quiet()
-    from lm_jax import run
+    from lm_jax.trained import evaluate
 
-    for name, scores in run.evaluate(options.workdir, options.step, options.split, options.stride):
+    for name, scores in evaluate(options.workdir, options.step, options.split, options.stride):
         print(name, " ".join(f"{key}={value:.6g}" for key, value in scores.items()))
     return 0
 
@@ -133,17 +133,17 @@ def _eval(options: argparse.Namespace, configs: list[str]) -> int:
 def _generate(options: argparse.Namespace, configs: list[str]) -> int:
     _no_config(configs)
     _quiet()
-    from lm_jax import run
     from lm_jax.core.config import validate_tree
     from lm_jax.infer.sampling import SamplingConfig
+    from lm_jax.trained import continuations, load
 
     sampling = SamplingConfig(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
     validate_tree(sampling)
     if options.num_samples < 1:
         raise ConfigError(f"--num_samples={options.num_samples} must be at least 1")
-    trained = run.load(options.workdir, options.step)
+    trained = load(options.workdir, options.step)
     prompts = options.prompt or [""]
-    texts = run.continuations(
+    texts = continuations(
         trained.experiment,
         trained.graph,
         trained.params,

@@ -1,17 +1,16 @@
-"""A whole run, put together: from an experiment to training, evaluation and generation in a run directory."""
+"""A whole run, put together: from an experiment to training, with evaluations and samples, in a run directory."""
 
 import contextlib
 import dataclasses
 import functools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 
 from lm_jax.config import Experiment
 from lm_jax.core.config import flatten, to_json
@@ -26,9 +25,6 @@ from lm_jax.data.base import Loader, Prepared
 from lm_jax.data.loader import Prefetcher
 from lm_jax.data.tokenizers import Tokenizer
 from lm_jax.evals.base import EvalConfig, Shown
-from lm_jax.evals.perplexity import PerplexityConfig
-from lm_jax.infer.generate import generate
-from lm_jax.infer.sampling import SamplingConfig
 from lm_jax.parts import (
     Parts,
     abstract_state,
@@ -39,13 +35,15 @@ from lm_jax.parts import (
     keys,
     pipeline_schedule,
 )
+from lm_jax.prepared import check_samples, prepare
 from lm_jax.study.report import write_report
-from lm_jax.train.checkpoint import Checkpoints, room
+from lm_jax.train.checkpoint import Checkpoints
 from lm_jax.train.lock import RunLock
 from lm_jax.train.logging import MetricsLog, read_metrics
-from lm_jax.train.rundir import claim_config, read_config, versions
+from lm_jax.train.rundir import claim_config, versions
 from lm_jax.train.step import TrainState, init_state
 from lm_jax.train.trainer import Scheduled, Trainer
+from lm_jax.trained import continuations, evaluate_split
 from lm_jax.transfer import check_source, first_state
 
 
@@ -55,46 +53,6 @@ def checksum(batch: Batch) -> int:
     for name in sorted(batch):
         value = zlib.crc32(np.ascontiguousarray(batch[name]), value)
     return value
-
-
-def prepare(experiment: Experiment) -> Prepared:
-    """The experiment's data, tokenised now where the cache lacks it. Raises `ConfigError` when the model has too few
-    tokens or classes, `DataError` when a split of an eval is not there."""
-    say = print if jax.process_index() == 0 else None
-    data = experiment.data.prepare(progress=say)
-    tokenizer = data.tokenizer
-    vocab_size, num_outputs = experiment.model.vocab_size, experiment.model.num_outputs
-    if vocab_size < data.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size={vocab_size} is smaller than the {data.vocab_size} of the data ({tokenizer.vocab_size} are the "
-            "tokenizer's); "
-            f"set --config.model.vocab_size={data.vocab_size} or more"
-        )
-    if num_outputs is not None and num_outputs < data.num_outputs:
-        raise ConfigError(
-            f"model.classes={num_outputs} is below the {data.num_outputs} of the training data; "
-            f"set --config.model.classes={data.num_outputs}"
-        )
-    for config in experiment.evals:
-        data.require(config.split)  # raises where there is none
-        if lacking := [name for name in config.reads if not hasattr(data, name)]:
-            raise ConfigError(
-                f"evals {config.name!r}: a {type(config).__name__} reads {' and '.join(lacking)}, which a "
-                f"{type(experiment.data).__name__} does not have"
-            )
-    return data
-
-
-def _check_samples(experiment: Experiment, tokenizer: Tokenizer) -> None:
-    samples, limit = experiment.samples, experiment.model.max_length()
-    if samples is None:
-        return
-    longest = max(map(len, experiment.data.prompts(tokenizer, samples.prompts)[0]))  # raises where one cannot be a prompt
-    if limit is not None and longest + samples.max_tokens > limit:
-        raise ConfigError(
-            f"samples.max_tokens={samples.max_tokens} after a prompt of {longest} tokens exceeds the model's position table "
-            f"of {limit}; set --config.samples.max_tokens={max(limit - longest, 1)} or less"
-        )
 
 
 def train(experiment: Experiment, workdir: Path) -> int:
@@ -110,7 +68,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
         parts = build(experiment)
         data = prepare(experiment)
         loader = data.train_loader(local_rows(experiment.data.batch_size, mesh, experiment.layout))
-        _check_samples(experiment, data.tokenizer)
+        check_samples(experiment, data.tokenizer)
         if experiment.start_from is not None and not any((workdir / "checkpoints").glob("[0-9]*")):
             check_source(experiment, parts, data.tokenizer)
         claim_config(workdir, experiment)
@@ -240,15 +198,6 @@ def _scheduled(config: EvalConfig, parts: Parts, data: Prepared, mesh: Mesh | No
     return Scheduled(config.name, config.every, run)
 
 
-def evaluate_split(
-    config: EvalConfig, graph: nnx.GraphDef, params: Params, data: Prepared, mesh: Mesh | None, layout: Layout
-) -> Iterator[tuple[str, float] | Shown]:
-    """Yields the (name, value) pairs and the outputs to look at of one evaluation; on one device where `mesh` is None."""
-    rows = slice(None) if mesh is None else local_rows(config.batch_size, mesh, layout)
-    put = (lambda batch: batch) if mesh is None else (lambda batch: shard_batch(batch, mesh, layout, config.batch_size))
-    return config.scores(graph, params, data, put, rows)
-
-
 def _sampler(experiment: Experiment, parts: Parts, tokenizer: Tokenizer, mesh: Mesh) -> Scheduled | None:
     config = experiment.samples
     if config is None:
@@ -274,102 +223,3 @@ def _sampler(experiment: Experiment, parts: Parts, tokenizer: Tokenizer, mesh: M
                 yield Shown(experiment.data.shown_prompt(prompt), text, {"temperature": config.sampling.temperature})
 
     return Scheduled("samples", config.every, run)
-
-
-def continuations(
-    experiment: Experiment,
-    graph: nnx.GraphDef,
-    params: Params,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    *,
-    max_tokens: int,
-    sampling: SamplingConfig,
-    num_samples: int,
-    seed: int,
-) -> list[list[str]]:
-    """For each prompt, `num_samples` texts that continue it, each until the end of the document or `max_tokens`.
-
-    Raises `ConfigError` for a model that writes no text.
-    """
-    if not experiment.model.generates:
-        raise ConfigError(f"a {type(experiment.model).__name__} writes no text; generate is for models of the next word")
-    ids, inputs = experiment.data.prompts(tokenizer, prompts)
-    new = generate(
-        graph,
-        params,
-        ids,
-        max_tokens=max_tokens,
-        sampling=sampling,
-        seed=seed,
-        stop_tokens=(tokenizer.eos,),
-        context=experiment.data.length,
-        num_samples=num_samples,
-        num_tokens=tokenizer.vocab_size,
-        inputs=inputs,
-        bidirectional="prefix" in experiment.data.inputs,
-    )
-    return [[tokenizer.decode(np.array(tokens)) for tokens in samples] for samples in new]
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A checkpoint, ready to be used on one device."""
-
-    experiment: Experiment
-    step: int
-    graph: nnx.GraphDef
-    params: Params
-    tokenizer: Tokenizer
-
-
-def load(workdir: Path, step: int | None = None) -> Trained:
-    """The averaged parameters (or, without an average, the parameters) of a run's checkpoint, by default the newest good one."""
-    experiment = read_config(workdir)
-    assert isinstance(experiment, Experiment)
-    parts = build(experiment)
-    device = SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), parts.shapes)
-    folder, limit = workdir / "checkpoints", room(shapes)
-    with Checkpoints(folder, experiment.checkpoint, read_only=True, memory_gb=limit) as checkpoints:
-        name = "params" if experiment.step.ema_decay is None else "ema"
-        like = lambda record: {"params" if "holds" in record else name: shapes}  # noqa: E731
-        step, state = checkpoints.restore(step, like=like, partial=True)
-        tokenizer = Tokenizer.from_json(checkpoints.record(step)["tokenizer"])
-    (params,) = state.values()
-    return Trained(experiment, step, parts.graph, params, tokenizer)
-
-
-def evaluate(
-    workdir: Path, step: int | None = None, split: str | None = None, stride: int | None = None
-) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yields (name, scores) of every eval of the run's config on one of its checkpoints; `split` reads that split instead,
-    `stride` by a sliding window.
-
-    Raises `ConfigError` when there is nothing to evaluate, or when the data's tokenizer is no longer the checkpoint's.
-    """
-    trained = load(workdir, step)
-    evals = _chosen_evals(trained.experiment, split, stride)
-    data = prepare(dataclasses.replace(trained.experiment, evals=evals))
-    if data.tokenizer.hash != trained.tokenizer.hash:
-        raise ConfigError(
-            f"the tokenizer of the data ({data.tokenizer.hash[:12]}) is not the checkpoint's "
-            f"({trained.tokenizer.hash[:12]}): the source has changed since the run began"
-        )
-    for config in evals:
-        scores = evaluate_split(config, trained.graph, trained.params, data, None, trained.experiment.layout)
-        yield config.name, dict(score for score in scores if not isinstance(score, Shown))
-
-
-def _chosen_evals(experiment: Experiment, split: str | None, stride: int | None) -> tuple[EvalConfig, ...]:
-    evals = experiment.evals
-    if split is not None:
-        like = evals[0] if evals else PerplexityConfig(batch_size=experiment.data.batch_size)
-        evals = (dataclasses.replace(like, name=split, split=split),)
-    if not evals:
-        raise ConfigError("the run's config has no evals; name a split, as in --split=validation")
-    if stride is not None:
-        if not all(isinstance(config, PerplexityConfig) for config in evals):
-            raise ConfigError(f"--stride={stride} is for perplexity: a classifier reads every text once")
-        evals = tuple(dataclasses.replace(config, stride=stride) for config in evals)
-    return evals

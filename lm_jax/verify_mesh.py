@@ -22,7 +22,7 @@ from lm_jax.core.sharding import batch_specs, shard_batch, spec, token_order, us
 from lm_jax.core.types import Array, Batch
 from lm_jax.nn.moe import MoEConfig
 from lm_jax.parts import build, check_mesh, initial_state, keys
-from lm_jax.run import prepare
+from lm_jax.prepared import prepare
 from lm_jax.train.step import gradients, train_step
 
 # Relative to the norm of the array: what another order of summation may change.

@@ -24,7 +24,9 @@ from lm_jax.nn.mlp import MLPConfig
 from lm_jax.nn.relative_bias import RelativeBiasConfig
 from lm_jax.nn.stack import StackConfig
 from lm_jax.objectives.lm import LMConfig
+from lm_jax.prepared import prepare
 from lm_jax.train.step import gradients
+from lm_jax.trained import evaluate
 from tests.data.denoised_rows import VOCAB, Numbers, draws, stream_rows
 from tests.models.test_classifier import classifier
 from tests.models_for_tests import LOUD, llama
@@ -117,7 +119,7 @@ def test_a_masked_language_model_trains_and_is_evaluated_alike_each_time(tmp_pat
     assert np.mean([loss[step] for step in range(31, 41)]) < np.mean([loss[step] for step in range(1, 11)]) - 0.2
     row = evals(tmp_path / "run")[40]
     assert "bits_per_byte" not in row and 0.2 < row["num_tokens"] / 1300 < 0.4
-    ((_, scores),) = run.evaluate(tmp_path / "run")
+    ((_, scores),) = evaluate(tmp_path / "run")
     assert scores == pytest.approx({name: row[name] for name in scores}, rel=1e-6)
 
 
@@ -161,4 +163,4 @@ def test_added_tokens_need_room_in_the_model(tmp_path):
     with pytest.raises(
         ConfigError, match=rf"vocab_size={size} is smaller than the {size + 1} of the data \({size} are the tokenizer's"
     ):
-        run.prepare(config)
+        prepare(config)

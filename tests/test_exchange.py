@@ -11,7 +11,7 @@ from flax import nnx
 
 from lm_jax.interop.safetensors import Tensors
 from lm_jax.main import main
-from lm_jax.run import load
+from lm_jax.trained import load
 from tests.models_for_tests import logits
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "llama_stories260k"

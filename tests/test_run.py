@@ -25,9 +25,11 @@ from lm_jax.evals.generation import GenerationConfig
 from lm_jax.infer.sampling import SamplingConfig
 from lm_jax.models.classifier import ClassifierConfig
 from lm_jax.nn.positions import PositionTableConfig
+from lm_jax.prepared import prepare
 from lm_jax.train.checkpoint import CheckpointConfig, Checkpoints
 from lm_jax.train.logging import MetricsLog, read_metrics
 from lm_jax.train.trainer import EarlyStopConfig, NotFiniteError
+from lm_jax.trained import continuations, evaluate, load
 from tests.models.test_classifier import classifier
 from tests.runs import evals, events, experiment, losses, stop_after
 
@@ -75,7 +77,7 @@ def test_it_learns_and_the_first_loss_is_remarked_on(straight):
 def test_eval_gives_the_number_that_training_logged(straight):
     _, workdir = straight
     for step in (8, 12):
-        scores = dict(run.evaluate(workdir, step))["validation"]
+        scores = dict(evaluate(workdir, step))["validation"]
         for name in ("loss", "bits_per_byte", "num_tokens"):
             assert scores[name] == pytest.approx(evals(workdir)[step][name], rel=1e-6)
 
@@ -203,7 +205,7 @@ def test_samples_beyond_the_position_table_are_refused_before_training(tmp_path)
         run.train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
     config.samples.max_tokens = 11
-    assert run.prepare(config)
+    assert prepare(config)
 
 
 def test_a_step_that_compiles_again_is_reported(tmp_path):
@@ -242,7 +244,7 @@ def test_a_full_disk_stops_the_run_and_the_last_good_checkpoint_stays(straight, 
 def test_what_the_data_cannot_give_is_named_before_training(tmp_path):
     config = experiment(tmp_path)
     with pytest.raises(ConfigError, match=r"evals 'texts': a GenerationConfig reads references, which a TextData does not have"):
-        run.prepare(dataclasses.replace(config, evals=(GenerationConfig(name="texts"),)))
+        prepare(dataclasses.replace(config, evals=(GenerationConfig(name="texts"),)))
     config.data.denoise, config.samples.prompts = FillInTheMiddle(), ("<FILL> the <FILL>",)
     config.model.vocab_size += 3
     with pytest.raises(ConfigError, match="a prompt has 2 times '<FILL>'"):
@@ -254,8 +256,8 @@ def test_a_checkpoint_of_any_mesh_generates_the_same_text(tmp_path):
     config = experiment(tmp_path, num_steps=2)
     config.mesh = EIGHT
     run.train(config, tmp_path / "run")
-    trained = run.load(tmp_path / "run")
-    texts = run.continuations(
+    trained = load(tmp_path / "run")
+    texts = continuations(
         trained.experiment,
         trained.graph,
         trained.params,
@@ -288,16 +290,16 @@ def test_a_classifier_trains_evaluates_and_writes_no_text(tmp_path):
     assert run.train(config, tmp_path / "run") == 0
     rows = [row for row in read_metrics(tmp_path / "run") if row["kind"] == "eval"]
     assert [row["step"] for row in rows] == [20, 40, 60] and rows[-1]["accuracy"] > 0.95
-    ((_, scores),) = run.evaluate(tmp_path / "run")
+    ((_, scores),) = evaluate(tmp_path / "run")
     assert scores["accuracy"] == rows[-1]["accuracy"] and scores["loss"] == pytest.approx(rows[-1]["loss"], rel=1e-5)
     with pytest.raises(ConfigError, match="is for perplexity"):
-        dict(run.evaluate(tmp_path / "run", stride=4))
-    trained = run.load(tmp_path / "run")
+        dict(evaluate(tmp_path / "run", stride=4))
+    trained = load(tmp_path / "run")
     with pytest.raises(ConfigError, match="a ClassifierConfig writes no text"):
         sampling = SamplingConfig()
         chosen = {"max_tokens": 3, "sampling": sampling, "num_samples": 1, "seed": 0}
-        run.continuations(trained.experiment, trained.graph, trained.params, trained.tokenizer, [""], **chosen)
+        continuations(trained.experiment, trained.graph, trained.params, trained.tokenizer, [""], **chosen)
     few = dataclasses.replace(config, model=dataclasses.replace(config.model, classes=3))
     (tmp_path / "train.tsv").write_text("a\t0\nfilm\t1\nof\t2\ngood\t3\n")
     with pytest.raises(ConfigError, match=r"model.classes=3 is below the 4 of the training data; set --config.model.classes=4"):
-        run.prepare(dataclasses.replace(few, data=dataclasses.replace(data, split=None), evals=()))
+        prepare(dataclasses.replace(few, data=dataclasses.replace(data, split=None), evals=()))

@@ -8,6 +8,7 @@ import pytest
 from lm_jax import run
 from lm_jax.config import load_experiment
 from lm_jax.core.errors import DataError
+from lm_jax.trained import load
 from tests.test_experiments import FOLDER, NAMES
 
 BIG = {
@@ -33,5 +34,5 @@ def test_two_steps_train_on_real_data(name, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["kind"] == "train"]
     assert len(losses) == 2 and all(loss > 0 for loss in losses)
-    trained = run.load(tmp_path)
+    trained = load(tmp_path)
     assert trained.step == 2 and all(bool(jax.numpy.isfinite(x).all()) for x in jax.tree.leaves(trained.params))

@@ -19,6 +19,7 @@ from lm_jax.nn.features import FeaturesConfig
 from lm_jax.nn.init import Init
 from lm_jax.objectives.spans import SpansConfig
 from lm_jax.train.logging import read_metrics
+from lm_jax.trained import evaluate
 from tests.models.test_tagger import tagger
 from tests.objectives.test_spans import reader
 from tests.runs import experiment
@@ -58,7 +59,7 @@ def test_a_tagger_finds_names_that_it_never_saw(tmp_path):
     assert rows[-1]["f1"] > 0.95 and rows[-1]["num_spans"] > 40
     sample = json.loads((tmp_path / "run" / "samples.jsonl").read_text().splitlines()[0])
     assert sample["text"] == sample["reference"] and sample["text"].endswith("[PER]")
-    ((_, scores),) = run.evaluate(tmp_path / "run")
+    ((_, scores),) = evaluate(tmp_path / "run")
     assert scores["f1"] == rows[-1]["f1"]
     with pytest.raises(ConfigError, match="objective does not fit the model: a SpansConfig is for spans"):
         validate_tree(dataclasses.replace(config, objective=SpansConfig()))

@@ -23,6 +23,7 @@ from lm_jax.objectives.glove import GloVeLossConfig
 from lm_jax.objectives.negative_sampling import NegativeSamplingConfig
 from lm_jax.parts import build
 from lm_jax.train.checkpoint import CheckpointConfig, Checkpoints
+from lm_jax.trained import load
 from tests.runs import WORDS, events, experiment
 from tests.test_denoising_runs import masked
 
@@ -145,7 +146,7 @@ def test_another_shape_is_drawn_anew_and_said(source, tmp_path):
 
 def test_the_tokenizer_of_a_run_is_that_of_its_checkpoint(source):
     tokenizer = RunTokenizer(path=str(source[1])).train([])
-    expected = run.load(source[1]).tokenizer
+    expected = load(source[1]).tokenizer
     assert isinstance(tokenizer, Tokenizer) and tokenizer.hash == expected.hash
 
 

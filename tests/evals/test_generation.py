@@ -18,6 +18,7 @@ from lm_jax.data.tokenizers import Characters
 from lm_jax.evals.base import Shown
 from lm_jax.evals.generation import GenerationConfig
 from lm_jax.infer.beam import beam_search
+from lm_jax.infer.sampling import SamplingConfig
 from lm_jax.models.encoder_decoder import EncoderDecoderConfig
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
@@ -29,6 +30,7 @@ from lm_jax.optim.adamw import AdamW
 from lm_jax.optim.schedules import Schedule
 from lm_jax.train.checkpoint import CheckpointConfig
 from lm_jax.train.trainer import TrainConfig
+from lm_jax.trained import continuations, evaluate, load
 
 TEXTS = ["ab", "cacb", "b", "abcabc", "ca"]
 
@@ -91,11 +93,11 @@ def test_a_run_shows_what_it_wrote(data, tmp_path):
     assert run.train(experiment, tmp_path) == 0
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [(row["prompt"], row["reference"], row["eval"]) for row in rows] == [("ab\n", "ba", "test"), ("cacb\n", "bcac", "test")]
-    ((_, scores),) = run.evaluate(tmp_path)
+    ((_, scores),) = evaluate(tmp_path)
     assert scores["num_examples"] == 3
-    trained = run.load(tmp_path)
-    chosen = {"max_tokens": 4, "sampling": run.SamplingConfig(temperature=0.0), "num_samples": 1, "seed": 0}
-    ((text,),) = run.continuations(trained.experiment, trained.graph, trained.params, trained.tokenizer, ["ab"], **chosen)
+    trained = load(tmp_path)
+    chosen = {"max_tokens": 4, "sampling": SamplingConfig(temperature=0.0), "num_samples": 1, "seed": 0}
+    ((text,),) = continuations(trained.experiment, trained.graph, trained.params, trained.tokenizer, ["ab"], **chosen)
     assert text == rows[0]["text"]
 
 

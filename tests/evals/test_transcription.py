@@ -25,6 +25,7 @@ from lm_jax.objectives.ctc import CTCConfig
 from lm_jax.optim.adamw import AdamW
 from lm_jax.train.checkpoint import CheckpointConfig
 from lm_jax.train.trainer import TrainConfig
+from lm_jax.trained import evaluate
 from tests.core.test_png import read
 from tests.data.test_wav import write_wav
 from tests.models.test_speech_encoder import encoder, writer
@@ -135,7 +136,7 @@ def test_tones_are_learned(tmp_path):
     assert run.train(config, tmp_path / "run") == 0
     row = evals(tmp_path / "run")[250]
     assert row["word_error_rate"] < 0.15 and row["character_error_rate"] < 0.08
-    ((_, scores),) = run.evaluate(tmp_path / "run")
+    ((_, scores),) = evaluate(tmp_path / "run")
     assert scores == {name: row[name] for name in scores}
     assert "data:image/png;base64," in (tmp_path / "run" / "report.html").read_text()
     words = collections.Counter(path.name.split("_")[0] for path in (tmp_path / "wav").glob("*.wav"))
