@@ -232,13 +232,11 @@ class PreparedSpeech(PreparedExamples):
     config: SpeechData
     utterances: dict[str, list[Utterance]]
 
-    def describe(self) -> str:
-        """See `PreparedExamples.describe`."""
-        lines, rate = [self.outputs()], self.config.train.rate
-        for name, found in self.utterances.items():
-            minutes = sum(len(utterance.samples) for utterance in found) / rate / 60
-            lines.append(f"{name}: {len(found):,} utterances, {minutes:,.1f} minutes")
-        return "\n".join(lines + [f"{what}: {number:,}" for what, number in self.record.items() if number])
+    def sizes(self, split: str) -> str:
+        """See `PreparedSplits.sizes`."""
+        found = self.utterances[split]
+        minutes = sum(len(utterance.samples) for utterance in found) / self.config.train.rate / 60
+        return f"{len(found):,} utterances, {minutes:,.1f} minutes"
 
     def _buckets(self, split: str, length: int | None = None) -> Buckets:
         lengths = dict.fromkeys(("tokens", "targets", "weights"), length or self.config.length)

@@ -1,27 +1,25 @@
 """Images with one or several captions each: for contrastive learning and for captioning."""
 
 import dataclasses
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import numpy as np
 
-from lm_jax.core.config import check_choice, nearest
+from lm_jax.core.config import check_choice
 from lm_jax.core.errors import ConfigError, DataError
 from lm_jax.core.types import Batch
-from lm_jax.data.base import DataConfig
 from lm_jax.data.image_batches import Captioned, ImageBatches, ImageLoader
 from lm_jax.data.image_table import ImageTable, Listed
 from lm_jax.data.pixels import Augment, PixelsConfig
 from lm_jax.data.sources import Counts, find
-from lm_jax.data.splits import Split
-from lm_jax.data.tokenizers import Tokenizer, TokenizerConfig
+from lm_jax.data.supervised import PreparedSplits, SplitData
+from lm_jax.data.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(kw_only=True)
-class ImageData(DataConfig):
+class ImageData(SplitData):
     """Base of the data of images with captions: a row of a batch is an image and one of its captions.
 
     `pixels` says how large images are, and the range of their numbers; they are kept in memory, 3 bytes a pixel. In a batch
@@ -29,17 +27,12 @@ class ImageData(DataConfig):
     "skip".
 
     A caption longer than a row is cut (counted). Every epoch has each image once, in another order, with the next of its captions,
-    from a random one on. `augment` changes training images only.
-
-    `validation` and `test` are tables of their own; where `split` is given, what it holds out of `train`, by the name of the image,
-    is added to them.
+    from a random one on. `augment` changes training images only. See `SplitData`.
     """
 
     train: ImageTable
     validation: ImageTable | None = None
     test: ImageTable | None = None
-    split: Split | None = None
-    tokenizer: TokenizerConfig
     pixels: PixelsConfig = dataclasses.field(default_factory=PixelsConfig)
     corrupt: str = "error"
     augment: Augment | None = None
@@ -48,10 +41,6 @@ class ImageData(DataConfig):
         """Raises `ConfigError` for sizes out of range or an unknown policy."""
         super().validate()
         check_choice("corrupt", self.corrupt, ("error", "skip"))
-
-    def masks_documents(self) -> bool:
-        """Whether batches carry segments: always."""
-        return True
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """See `DataConfig.shapes`."""
@@ -71,22 +60,11 @@ class ImageData(DataConfig):
         images = np.stack([self.pixels.read(find(text)[0]) for text in texts])
         return [[tokenizer.eos] for _ in texts], {"images": self.pixels.floats(images)}
 
-    def prepare(self, progress: Callable[..., Any] | None = None) -> "PreparedImages":
-        """Reads the tables and the images. Raises `DataError` for bad or missing data."""
-        counts: Counts = Counter()
-        listed: dict[str, list[Listed]] = {"train": [], "validation": [], "test": []}
-        for split, image in (self.split or Split()).assign(self.train.read(counts)):
-            listed[split].append(image)
-        for name, table in (("validation", self.validation), ("test", self.test)):
-            listed[name] += [] if table is None else table.read(counts)
-        if not listed["train"]:
-            raise DataError(f"{type(self).__name__}.train has nothing to train on: {self.train}")
-        tokenizer = self.tokenizer.train(caption for image in listed["train"] for caption in image.captions)
-        splits = {name: self._read(images, tokenizer, counts) for name, images in listed.items() if images}
-        prepared = PreparedImages(config=self, tokenizer=tokenizer, splits=splits, record=dict(counts))
-        if progress is not None:
-            progress(prepared.describe())
-        return prepared
+    def make(self, items: dict[str, list[Listed]], counts: Counts) -> "PreparedImages":
+        """See `SplitData.make`. Reads the images."""
+        tokenizer = self.tokenizer.train(caption for image in items["train"] for caption in image.captions)
+        examples = {split: self._read(images, tokenizer, counts) for split, images in items.items()}
+        return PreparedImages(config=self, tokenizer=tokenizer, examples=examples)
 
     def _read(self, listed: list[Listed], tokenizer: Tokenizer, counts: Counts) -> list[Captioned]:
         found = []
@@ -165,47 +143,24 @@ class ImageCaptions(ImageData):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PreparedImages:
-    """Captioned images, ready to be batched.
-
-    Attributes:
-      config: what they were made from.
-      tokenizer: that of the captions.
-      splits: the images of each.
-      record: counts of what was changed or left out.
-    """
+class PreparedImages(PreparedSplits):
+    """See `PreparedSplits`: captioned images."""
 
     config: ImageData
-    tokenizer: Tokenizer
-    splits: dict[str, list[Captioned]]
-    record: dict[str, int]
-
-    @property
-    def vocab_size(self) -> int:
-        """See `Prepared.vocab_size`."""
-        return self.tokenizer.vocab_size
-
-    @property
-    def num_outputs(self) -> int:
-        """See `Prepared.num_outputs`: the tokens."""
-        return self.vocab_size
-
-    def require(self, split: str) -> list[Captioned]:
-        """The images of a split. Raises `DataError`, naming those that exist, where there is none."""
-        if split not in self.splits:
-            raise DataError(f"there is no split {split!r}{nearest(split, list(self.splits))}")
-        return self.splits[split]
+    examples: dict[str, list[Captioned]]
 
     def pictures(self, split: str) -> list[Captioned]:
         """The images of a split, by the name that evals ask for."""
         return self.require(split)
 
-    def describe(self) -> str:
-        """A line of the vocabulary, one per split, and one for each thing that was changed."""
-        lines = [f"vocabulary of {self.vocab_size:,}; images of {self.config.pixels.height} x {self.config.pixels.width} pixels"]
-        for name, images in self.splits.items():
-            lines.append(f"{name}: {len(images):,} images, {sum(len(image.captions) for image in images):,} captions")
-        return "\n".join(lines + [f"{what}: {number:,}" for what, number in self.record.items() if number])
+    def outputs(self) -> str:
+        """See `PreparedSplits.outputs`."""
+        return f"{super().outputs()}; images of {self.config.pixels.height} x {self.config.pixels.width} pixels"
+
+    def sizes(self, split: str) -> str:
+        """See `PreparedSplits.sizes`."""
+        images = self.examples[split]
+        return f"{len(images):,} images, {sum(len(image.captions) for image in images):,} captions"
 
     def train_loader(self, rows: slice = slice(None)) -> ImageLoader:
         """Training batches, of which this process takes the given `rows`."""

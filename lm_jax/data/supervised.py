@@ -1,4 +1,4 @@
-"""What all data made of examples has in common: its splits, and the batches of them."""
+"""What all data has in common that is made of examples: its splits, and the batches of them."""
 
 import dataclasses
 from collections import Counter
@@ -15,14 +15,10 @@ from lm_jax.data.tokenizers import Tokenizer, TokenizerConfig
 
 
 @dataclasses.dataclass(kw_only=True)
-class ExampleData(DataConfig):
-    """Base of the data made of examples, several of which share a row.
-
-    `validation` and `test` are sources of their own, as `train` is (which a subclass says); where `split` is given, what it holds
-    out of `train` is added to them.
+class SplitData(DataConfig):
+    """Base of the data whose splits are sources of their own: `validation` and `test` are such, as `train` is (which a subclass
+    says); where `split` is given, what it holds out of `train`, by name, is added to them.
     """
-
-    inputs: ClassVar[frozenset[str]] = frozenset({"tokens"})
 
     train: Any
     validation: Any = None
@@ -33,10 +29,6 @@ class ExampleData(DataConfig):
     def masks_documents(self) -> bool:
         """Whether batches carry "segments" and "positions": always."""
         return True
-
-    def capacity(self) -> dict[str, int]:
-        """Of a row, by the prefix of what it is the capacity for (see `Rows`)."""
-        return {"": self.length}
 
     def items(self, counts: Counts) -> dict[str, list[Any]]:
         """What the sources read, by split; only splits that have any. Raises `DataError` where there is nothing to train on."""
@@ -49,7 +41,7 @@ class ExampleData(DataConfig):
             raise DataError(f"{type(self).__name__}.train has nothing to train on: {self.train}")
         return {name: items for name, items in found.items() if items}
 
-    def prepare(self, progress: Callable[..., Any] | None = None) -> "PreparedExamples":
+    def prepare(self, progress: Callable[..., Any] | None = None) -> "PreparedSplits":
         """Reads and tokenises what the sources hold. Raises `DataError` for bad or missing data."""
         counts: Counts = Counter()
         prepared = self.make(self.items(counts), counts)
@@ -58,14 +50,25 @@ class ExampleData(DataConfig):
             progress(prepared.describe())
         return prepared
 
-    def make(self, items: dict[str, list[Any]], counts: Counts) -> "PreparedExamples":
+    def make(self, items: dict[str, list[Any]], counts: Counts) -> "PreparedSplits":
         """The examples of what was read."""
         raise NotImplementedError
 
 
+@dataclasses.dataclass(kw_only=True)
+class ExampleData(SplitData):
+    """Base of the data made of examples, several of which share a row. See `SplitData`."""
+
+    inputs: ClassVar[frozenset[str]] = frozenset({"tokens"})
+
+    def capacity(self) -> dict[str, int]:
+        """Of a row, by the prefix of what it is the capacity for (see `Rows`)."""
+        return {"": self.length}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PreparedExamples:
-    """Examples, ready to be batched.
+class PreparedSplits:
+    """Examples of any kind, ready to be batched.
 
     Attributes:
       config: what they were made from.
@@ -74,9 +77,9 @@ class PreparedExamples:
       record: counts of what was changed or left out.
     """
 
-    config: ExampleData
+    config: SplitData
     tokenizer: Tokenizer
-    examples: dict[str, list[Example]]
+    examples: dict[str, list[Any]]
     record: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
@@ -89,7 +92,7 @@ class PreparedExamples:
         """See `Prepared.num_outputs`: the tokens, where a subclass does not say otherwise."""
         return self.vocab_size
 
-    def require(self, split: str) -> list[Example]:
+    def require(self, split: str) -> list[Any]:
         """The examples of a split. Raises `DataError`, naming those that exist, where there is none."""
         if split not in self.examples:
             raise DataError(f"there is no split {split!r}{nearest(split, list(self.examples))}")
@@ -97,15 +100,34 @@ class PreparedExamples:
 
     def describe(self) -> str:
         """A line of the vocabulary, one per split, and one for each thing that was changed."""
-        lines = [self.outputs()]
-        for name, examples in self.examples.items():
-            sizes = [f"{sum(e.length(prefix) for e in examples):,} {prefix}tokens" for prefix in self.config.capacity()]
-            lines.append(f"{name}: {len(examples):,} examples, {', '.join(sizes)}")
+        lines = [self.outputs(), *(f"{split}: {self.sizes(split)}" for split in self.examples)]
         return "\n".join(lines + [f"{what}: {number:,}" for what, number in self.record.items() if number])
 
     def outputs(self) -> str:
         """What there is to predict, in words."""
         return f"vocabulary of {self.tokenizer.vocab_size:,}"
+
+    def sizes(self, split: str) -> str:
+        """How much a split holds, in words."""
+        raise NotImplementedError
+
+    def num_bytes(self, split: str) -> int:
+        """UTF-8 bytes of the targets, of which bits per byte are counted; 0 where the targets are no text."""
+        return 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedExamples(PreparedSplits):
+    """See `PreparedSplits`; several examples share a row."""
+
+    config: ExampleData
+    examples: dict[str, list[Example]]
+
+    def sizes(self, split: str) -> str:
+        """See `PreparedSplits.sizes`."""
+        examples = self.examples[split]
+        sizes = [f"{sum(e.length(prefix) for e in examples):,} {prefix}tokens" for prefix in self.config.capacity()]
+        return f"{len(examples):,} examples, {', '.join(sizes)}"
 
     def train_loader(self, rows: slice = slice(None)) -> ExampleLoader:
         """Training batches, of which this process takes the given `rows`."""
@@ -118,10 +140,6 @@ class PreparedExamples:
         """The whole split once; sizes default to those of training."""
         packed = Rows(self.require(split), self.config.capacity() | ({"": length} if length else {}))
         return ExampleBatches(packed, batch_size=batch_size or self.config.batch_size, local=rows)
-
-    def num_bytes(self, split: str) -> int:
-        """UTF-8 bytes of the targets, of which bits per byte are counted; 0 where the targets are no text."""
-        return 0
 
 
 def numbered(labels: Iterable[str]) -> tuple[str, ...]:

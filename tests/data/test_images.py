@@ -101,9 +101,9 @@ def test_rows_of_one_image_add_up_and_images_are_held_out_by_name(tmp_path):
     (tmp_path / "t.tsv").write_text("file\tcaption\n" + "".join(lines))
     source = ImageTable(path=str(tmp_path / "t.tsv"), folder="png", image="file")
     prepared = data(source, split=HashSplit(validation=0.3)).prepare()
-    names = {split: [image.name for image in images] for split, images in prepared.splits.items()}
+    names = {split: [image.name for image in images] for split, images in prepared.examples.items()}
     assert sorted(names["train"] + names["validation"]) == sorted(f"{n}.png" for n in range(60)) and len(names["validation"]) > 5
-    captions = {image.name: image.captions for images in prepared.splits.values() for image in images}
+    captions = {image.name: image.captions for images in prepared.examples.values() for image in images}
     assert captions["3.png"] == ("first 3", "second 3") and captions["4.png"] == ("first 4",)
     held = captions[names["validation"][0]][0].split()[1]
     assert prepared.tokenizer.encode(held)[0] == 1  # its words are not in the vocabulary
@@ -168,7 +168,7 @@ def test_bad_images_are_named_or_counted(tmp_path):
             data(source).prepare()
     (tmp_path / "5.png").unlink()
     prepared = data(source, corrupt="skip").prepare()
-    assert prepared.record["images skipped: cannot be read"] == 2 and len(prepared.splits["train"]) == 5
+    assert prepared.record["images skipped: cannot be read"] == 2 and len(prepared.examples["train"]) == 5
     with pytest.raises(DataError, match="5 training images, fewer than one batch of batch_size=6"):
         data(source, corrupt="skip", batch_size=6).prepare().train_loader()
 
@@ -179,7 +179,7 @@ def test_an_image_without_caption_is_named_or_counted(tmp_path):
         data(table(tmp_path, captions)).prepare()
     prepared = data(table(tmp_path, captions, uncaptioned="drop")).prepare()
     assert prepared.record["images dropped: no caption"] == 1
-    assert [image.captions for image in prepared.splits["train"]] == [("a",), ("b",)]
+    assert [image.captions for image in prepared.examples["train"]] == [("a",), ("b",)]
 
 
 @pytest.mark.parametrize(

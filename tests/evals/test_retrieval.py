@@ -69,7 +69,7 @@ def prepared(config):
         pixels = rng.integers(0, 256, (8, 12, 3)).astype(np.uint8)
         rows = tuple(data.row(tokenizer.encode(caption), tokenizer) for caption in captions)
         pictures.append(Captioned(f"{number}.png", pixels, captions, rows))
-    return PreparedImages(config=data, tokenizer=tokenizer, splits={"validation": pictures}, record={})
+    return PreparedImages(config=data, tokenizer=tokenizer, examples={"validation": pictures})
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ def test_retrieval_is_over_the_whole_split_on_any_mesh():
     found = list(config.scores(graph, params, data, lambda batch: batch, slice(None)))
     scores = dict(item for item in found if not isinstance(item, Shown))
     tower, vectors = model.build(jax.random.key(0)), {"images": [], "texts": []}
-    for picture in data.splits["validation"]:  # one at a time, unpadded
+    for picture in data.examples["validation"]:  # one at a time, unpadded
         for row in picture.rows:
             pair = tower({"images": data.config.pixels.floats(picture.pixels[None]), "memory_tokens": row["memory_tokens"][None]})
             vectors["texts"].append((picture.name, np.asarray(pair.right[0])))
@@ -112,7 +112,7 @@ def test_captions_are_written_and_compared():
     scores = dict(item for item in found if not isinstance(item, Shown))
     assert scores["num_images"] == 7 and 0 <= scores["bleu"] < 100
     shown = [item for item in found if isinstance(item, Shown)]
-    pictures = data.splits["validation"]
+    pictures = data.examples["validation"]
     assert shown[1].fields["reference"] == " / ".join(pictures[6].captions) and set(shown[1].text.split()) <= set(WORDS)
     image = Image.open(io.BytesIO(base64.b64decode(shown[1].fields["image"].split(",")[1])))
     np.testing.assert_array_equal(np.asarray(image), pictures[6].pixels)
