@@ -3,8 +3,8 @@
     lm-jax train --config=experiments/sentences.py --workdir=runs/sentences
 
 One encoder reads both languages; a batch of translations is compared each with each. The score is how often the translation of a
-sentence of test_2016_flickr is the nearest of all 1,000. `:smoke` is a tiny version for tests. The data is looked for in
-../shared/data, or where LM_JAX_DATA points to.
+sentence of test_2016_flickr is the nearest of all 1,000. `embed(load("runs/sentences"), texts)`, of `lm_jax.trained`, gives the
+vectors of any texts. `:smoke` is a tiny version for tests. The data is in ../shared/data, or where LM_JAX_DATA points to.
 """
 
 from emoji import layers

@@ -1,4 +1,4 @@
-"""Headlines of news from their text (Reuters-21578), and extracts of BBC news, by Transformers from scratch.
+"""Headlines of news from their text (Reuters-21578), and extracts of BBC news, from scratch.
 
     lm-jax train --config=experiments/summaries.py --workdir=runs/summaries
 
@@ -23,8 +23,8 @@ from lm_jax.data.tokenizers import BPE
 from lm_jax.evals.extraction import ExtractionConfig
 from lm_jax.evals.generation import GenerationConfig
 from lm_jax.evals.perplexity import PerplexityConfig
-from lm_jax.models.classifier import ClassifierConfig
 from lm_jax.models.decoder import DecoderConfig
+from lm_jax.models.tagger import TaggerConfig
 from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.embedding import EmbeddingConfig
 from lm_jax.nn.init import Init
@@ -79,13 +79,13 @@ def extracts(smoke: bool) -> Experiment:
             length=256 if smoke else 1024,
             batch_size=4,
         ),
-        model=ClassifierConfig(
+        model=TaggerConfig(
             vocab_size=500 if smoke else VOCABULARY,
             classes=2,
             width=width,
             embedding=EmbeddingConfig(dropout=0.3),
             stack=StackConfig(pattern=(block,), repeats=1 if smoke else 2),
-            pool="none",
+            features=None,
             dropout=0.3,
             init=Init(weights="fan_in", embedding_std=0.05),
         ),

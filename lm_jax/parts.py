@@ -151,7 +151,7 @@ def attention_backends(experiment: Experiment, mesh: Mesh | AbstractMesh) -> lis
             spec = block.mixer.spec(width, segments=experiment.data.masks_documents(), prefix="prefix" in experiment.data.inputs)
             length, sizes = experiment.data.length, block.mixer.sizes(width)
             # What an encoder reads is whole on every device.
-            ways = split_ways if path == "stack" else 1
+            ways = split_ways if path == "stack" and "tokens" in model.inputs else 1
             case = Case(spec, jnp.dtype(model.dtype), *sizes, length, length, ways, jax.default_backend())
             name, why = choose(block.mixer.implementation, case)
             lines.append(f"{path} block {number}: {name} ({why})")

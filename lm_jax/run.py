@@ -127,7 +127,7 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             _check_same_data(saved, record, workdir)
             progress = saved["progress"]
             log.event(step, "resume", f"continues from step {step}")
-        row_length = experiment.data.row_length()
+        length = experiment.data.row_length()
         place = functools.partial(shard_batch, mesh=mesh, layout=experiment.layout, num_rows=experiment.data.batch_size)
         trainer = Trainer(
             config=experiment.train,
@@ -140,8 +140,8 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             log=log,
             record=record,
             num_outputs=experiment.model.num_outputs,
-            tokens_per_batch=experiment.data.batch_size * row_length,
-            flops_per_token=tuple(experiment.model.flops_per_token(row_length, causal=causal) for causal in (False, True)),
+            tokens_per_batch=round(experiment.data.batch_size * data.tokens_per_row),
+            flops_per_token=tuple(experiment.model.flops_per_token(length, causal=causal) for causal in (False, True)),
             peak_flops=_total_peak(mesh),
         )
         return trainer.run(state, dropout_key, progress)

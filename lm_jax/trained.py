@@ -14,11 +14,13 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import Params
 from lm_jax.core.sharding import Layout, local_rows, shard_batch
 from lm_jax.data.base import Prepared
+from lm_jax.data.text_pairs import TextPairs
 from lm_jax.data.tokenizers import Tokenizer
 from lm_jax.evals.base import EvalConfig, Shown
 from lm_jax.evals.perplexity import PerplexityConfig
 from lm_jax.infer.generate import generate
 from lm_jax.infer.sampling import SamplingConfig
+from lm_jax.models.sentence_encoder import SentenceEncoder
 from lm_jax.parts import build
 from lm_jax.prepared import prepare
 from lm_jax.train.checkpoint import Checkpoints, room
@@ -95,6 +97,29 @@ def evaluate_split(
     rows = slice(None) if mesh is None else local_rows(config.batch_size, mesh, layout)
     put = (lambda batch: batch) if mesh is None else (lambda batch: shard_batch(batch, mesh, layout, config.batch_size))
     return config.scores(graph, params, data, put, rows)
+
+
+def embed(trained: Trained, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+    """float32 [texts, width]: the unit vectors of texts by a `SentenceEncoder`, of which near ones mean about the same.
+
+    Texts are cut as those of the data that it was trained on. Raises `ConfigError` for another model.
+    """
+    data, model = trained.experiment.data, nnx.merge(trained.graph, trained.params)
+    if not isinstance(model, SentenceEncoder) or not isinstance(data, TextPairs):
+        raise ConfigError(f"a {type(model).__name__} embeds no texts; embed is for a SentenceEncoder trained on TextPairs")
+    vectors = jax.jit(lambda tokens_BT, segments_BT: model.vectors(tokens_BT, segments_BT)[0])
+    rows = [data.row(ids, trained.tokenizer) for ids in trained.tokenizer.encode_batch(texts)]
+    found = np.zeros((len(rows), model.config.width), np.float32)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for first in range(0, len(order), batch_size):
+        part = order[first : first + batch_size]
+        width = next(size for size in data.sizes if size >= len(rows[part[-1]]))
+        tokens, segments = np.zeros((2, batch_size, width), np.int32)
+        segments[:, 0] = 1  # of rows without a text too, so that all are numbers
+        for at, number in enumerate(part):
+            tokens[at, : len(rows[number])], segments[at, : len(rows[number])] = rows[number], 1
+        found[part] = vectors(tokens, segments)[: len(part)]
+    return found
 
 
 def continuations(

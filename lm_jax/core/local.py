@@ -131,13 +131,6 @@ def whole_row(x: Array) -> Array:
     return all_gather(x, "sequence", 1)[:, np.argsort(token_order(x.shape[1] * num_parts, num_parts))]
 
 
-def first_of(x: Any, name: str) -> Any:
-    """The values of a pytree that every device of `name` has computed alike, typed as what is the same on all: the first one's."""
-    if not mesh_axes(name):
-        return x
-    return all_sum(jax.tree.map(lambda x: jnp.where(index(name) == 0, x, jnp.zeros_like(x)), x), name)
-
-
 def own_tokens(x: Array) -> Array:
     """This device's tokens of whole rows [B, T, ...]: what `whole_row` undoes."""
     num_parts = ways("sequence")

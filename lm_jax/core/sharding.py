@@ -216,7 +216,7 @@ def _batch_names(name: str, x: Any) -> tuple[str | None, ...]:
 
 
 def _is_whole(name: str) -> bool:
-    return name in ("images", "mels", "waves", "samples", "labels", "negatives") or name.startswith("memory_")
+    return name in ("images", "mels", "waves", "samples", "labels", "negatives") or name.startswith(("memory_", "pair_"))
 
 
 @contextlib.contextmanager

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-# What a model may read of it, its `inputs`: tokens features prefix memory_tokens images mels waves windows negatives contexts.
-# Beside them segments positions (also memory_...) token_types, samples (how many of the waves are no padding), and targets weights
-# counts. `targets` of data, models, objectives and evals say what the targets are, in words of this list: "next words", "masked
-# words", "classes", "tags", "spans", "transcripts", "context words", "counts of pairs" (of words), "pairs" (which text of the batch
-# belongs to which image), "captioned pairs" (both that and the next words).
+# What a model may read of it, its `inputs`: tokens features prefix memory_tokens pair_tokens images mels waves windows negatives
+# contexts. Beside them segments positions (also memory_..., pair_...) token_types, samples (how many of the waves are no padding),
+# and targets weights counts. `targets` of data, models, objectives and evals say what the targets are, in words of this list: "next
+# words", "masked words", "classes", "tags", "spans", "transcripts", "context words", "counts of pairs" (of words), "pairs" (which
+# text of the batch belongs to which image, or to which other text), "captioned pairs" (both that and the next words).
 Batch = dict[str, Any]
 
 

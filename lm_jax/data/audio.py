@@ -12,11 +12,11 @@ import numpy as np
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.errors import ConfigError, DataError
 from lm_jax.core.types import Batch
-from lm_jax.data.buckets import BucketBatches, BucketLoader, Buckets
+from lm_jax.data.buckets import Buckets, PreparedBuckets
 from lm_jax.data.examples import Example
 from lm_jax.data.pairs import written
 from lm_jax.data.sources import Counts, find, read_text
-from lm_jax.data.supervised import ExampleData, PreparedExamples
+from lm_jax.data.supervised import ExampleData
 from lm_jax.data.tokenizers import Tokenizer
 from lm_jax.data.wav import read_wav, resample
 
@@ -226,8 +226,8 @@ class SpeechData(ExampleData):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PreparedSpeech(PreparedExamples):
-    """See `PreparedExamples`. `utterances` are those of the examples, by split."""
+class PreparedSpeech(PreparedBuckets):
+    """See `PreparedBuckets`. `utterances` are those of the examples, by split."""
 
     config: SpeechData
     utterances: dict[str, list[Utterance]]
@@ -238,26 +238,10 @@ class PreparedSpeech(PreparedExamples):
         minutes = sum(len(utterance.samples) for utterance in found) / self.config.train.rate / 60
         return f"{len(found):,} utterances, {minutes:,.1f} minutes"
 
-    def _buckets(self, split: str, length: int | None = None) -> Buckets:
+    def buckets(self, split: str, length: int | None = None) -> Buckets:
+        """See `PreparedBuckets.buckets`."""
         lengths = dict.fromkeys(("tokens", "targets", "weights"), length or self.config.length)
         return Buckets(self.require(split), self.config.samples, lengths)
-
-    def train_loader(self, rows: slice = slice(None)) -> BucketLoader:
-        """Training batches, of which this process takes the given `rows`."""
-        buckets = self._buckets("train")
-        return BucketLoader(buckets, batch_size=self.config.batch_size, seed=self.config.seed, local=rows)
-
-    def numbered_batches(
-        self, split: str, batch_size: int | None = None, length: int | None = None, rows: slice = slice(None)
-    ) -> BucketBatches:
-        """The whole split once: the number in the split of the utterance of every row (-1: none), and this process's rows."""
-        return BucketBatches(self._buckets(split, length), batch_size=batch_size or self.config.batch_size, local=rows)
-
-    def eval_batches(
-        self, split: str, batch_size: int | None = None, length: int | None = None, rows: slice = slice(None)
-    ) -> Iterator[Batch]:
-        """The whole split once; sizes default to those of training."""
-        return (batch for _, batch in self.numbered_batches(split, batch_size, length, rows))
 
     def num_bytes(self, split: str) -> int:
         """See `PreparedExamples.num_bytes`."""

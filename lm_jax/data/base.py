@@ -51,6 +51,11 @@ class Prepared(Protocol):
         """How many targets there are to choose from."""
         ...
 
+    @property
+    def tokens_per_row(self) -> float:
+        """How many tokens a row of a training batch has, padding included, a mean over an epoch."""
+        ...
+
     def require(self, split: str) -> Any:
         """What the split holds. Raises `DataError`, naming those that exist, where there is none."""
         ...

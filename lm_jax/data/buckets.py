@@ -1,9 +1,10 @@
-"""Examples of unequal length, one to a row, batched with others of about their length."""
+"""Examples of unequal length, one to a row, batched with others of about their length: loaders, and data that has them."""
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from lm_jax.core.errors import DataError
 from lm_jax.core.types import Batch
 from lm_jax.data.examples import Example
 from lm_jax.data.shuffle import permute
+from lm_jax.data.supervised import PreparedSplits
 
 FORMAT = 1  # raised whenever the same examples would give other batches than before
 
@@ -40,6 +42,10 @@ class Buckets:
         out."""
         more = 0 if full else batch_size - 1
         return [(b, i) for b, members in enumerate(self.members) for i in range((len(members) + more) // batch_size)]
+
+    def mean_size(self, batch_size: int, *, full: bool = False) -> float:
+        """The length of a batch, a mean over an epoch."""
+        return float(np.mean([self.sizes[bucket] for bucket, _ in self.batches(batch_size, full=full)]))
 
     def fill(self, numbers: Sequence[int], bucket: int) -> Batch:
         """Arrays [rows, ...] of these examples; -1 is a row of padding only."""
@@ -80,8 +86,8 @@ class BucketLoader:
         if full and few:
             size, number = few[0]
             raise DataError(
-                f"the bucket of {size} has {number:,} training examples, fewer than a batch of batch_size={batch_size}: leave that "
-                "size out of the buckets, or take smaller batches"
+                f"the bucket of {size} has {number:,} training examples, fewer than one of batch_size={batch_size}: take smaller "
+                f"batches, or leave {size} (where it is the last one, that before) out of the buckets {list(buckets.sizes)}"
             )
         self.fingerprint: dict[str, Any] = {
             "format": FORMAT,
@@ -124,3 +130,31 @@ class BucketBatches:
             members, places = self._buckets.members[bucket], _places(batch, self._batch_size)
             numbers = [int(members[place]) if place < len(members) else -1 for place in places]
             yield numbers, self._buckets.fill(numbers[self._local], bucket)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedBuckets(PreparedSplits):
+    """See `PreparedSplits`; each example has a row of its own. With `full` training batches have no padding rows."""
+
+    full: ClassVar[bool] = False
+
+    def buckets(self, split: str, length: int | None = None) -> Buckets:
+        """The examples of a split; `length` is that of tokens, where it is not as in training."""
+        raise NotImplementedError
+
+    def train_loader(self, rows: slice = slice(None)) -> BucketLoader:
+        """Training batches, of which this process takes the given `rows`."""
+        config = self.config
+        return BucketLoader(self.buckets("train"), batch_size=config.batch_size, seed=config.seed, local=rows, full=self.full)
+
+    def numbered_batches(
+        self, split: str, batch_size: int | None = None, length: int | None = None, rows: slice = slice(None)
+    ) -> BucketBatches:
+        """The whole split once: the number in the split of the example of every row (-1: none), and this process's rows."""
+        return BucketBatches(self.buckets(split, length), batch_size=batch_size or self.config.batch_size, local=rows)
+
+    def eval_batches(
+        self, split: str, batch_size: int | None = None, length: int | None = None, rows: slice = slice(None)
+    ) -> Iterator[Batch]:
+        """The whole split once, in batches of as many shapes as there are buckets; sizes default to those of training."""
+        return (batch for _, batch in self.numbered_batches(split, batch_size, length, rows))

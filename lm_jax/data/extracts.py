@@ -24,14 +24,14 @@ def sentences(text: str) -> list[str]:
 
 @dataclasses.dataclass(kw_only=True)
 class ExtractedSentences(PairData):
-    """Documents (the sources of pairs) and their summaries (the targets), for a classifier of sentences; see `ExampleData`.
+    """Documents (the sources of pairs) and their summaries (the targets), for a tagger of sentences; see `ExampleData`.
 
     A document is its sentences, each after an end-of-document token whose hidden state stands for it (Liu and Lapata 2019,
-    arXiv:1908.08345, section 3.2, with one sign for two). Its target is the class "taken" where the sentence stands in the summary,
+    arXiv:1908.08345, section 3.2, with one sign for two). Its target is the tag "taken" where the sentence stands in the summary,
     else "left out"; other tokens have weight 0. Documents are cut to `length` tokens (counted): what is beyond is not seen.
     """
 
-    targets: ClassVar[frozenset[str]] = frozenset({"classes"})
+    targets: ClassVar[frozenset[str]] = frozenset({"tags"})
 
     def make(self, items: dict[str, list[Pair]], counts: Counts) -> "PreparedExtracts":
         """See `ExampleData.make`."""
@@ -69,6 +69,11 @@ class PreparedExtracts(PreparedPairs):
         """How many classes there are."""
         return len(self.classes)
 
+    def parts(self, split: str) -> list[list[str]]:
+        """The sentences of each document of a split."""
+        self.require(split)
+        return [sentences(pair.source) for pair in self.pairs[split]]
+
     def num_bytes(self, split: str) -> int:
-        """See `PreparedExamples.num_bytes`: none, as classes are no text."""
+        """See `PreparedExamples.num_bytes`: none, as tags are no text."""
         return 0

@@ -92,6 +92,11 @@ class PreparedSplits:
         """See `Prepared.num_outputs`: the tokens, where a subclass does not say otherwise."""
         return self.vocab_size
 
+    @property
+    def tokens_per_row(self) -> float:
+        """See `Prepared.tokens_per_row`."""
+        return self.config.row_length()
+
     def require(self, split: str) -> list[Any]:
         """The examples of a split. Raises `DataError`, naming those that exist, where there is none."""
         if split not in self.examples:

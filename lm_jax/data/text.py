@@ -129,6 +129,11 @@ class PreparedText:
     record: dict[str, Any]
 
     @property
+    def tokens_per_row(self) -> float:
+        """See `Prepared.tokens_per_row`."""
+        return self.config.row_length()
+
+    @property
     def splits(self) -> list[str]:
         """The splits that at least one corpus has; "train" first where there is one."""
         return list(dict.fromkeys(split for splits in self.corpora.values() for split in splits))

@@ -7,15 +7,15 @@ import jax
 import numpy as np
 
 from lm_jax.core.errors import ConfigError
-from lm_jax.data.buckets import BucketBatches, BucketLoader, Buckets
-from lm_jax.data.pairs import PairData, PreparedPairs
+from lm_jax.data.buckets import Buckets, PreparedBuckets
+from lm_jax.data.pairs import Pair, PairData
 from lm_jax.data.sources import Counts
 from lm_jax.data.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(kw_only=True)
 class TextPairs(PairData):
-    """Pairs of texts, one in each row: "tokens" are the source, "memory_tokens" the target; see `PairData`.
+    """Pairs of texts, one in each row: "pair_tokens" [B, T, 2] are the source and the target; see `PairData`.
 
     A text is an end-of-document token and its tokens, cut to `length` in all (counted). A batch holds pairs of about one length,
     and is as wide as the least of `buckets`, ascending, that has room for both texts (None: always `length`). In training batches
@@ -23,7 +23,7 @@ class TextPairs(PairData):
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"pairs"})
-    inputs: ClassVar[frozenset[str]] = frozenset({"tokens", "memory_tokens"})
+    inputs: ClassVar[frozenset[str]] = frozenset({"pair_tokens"})
 
     buckets: tuple[int, ...] | None = None
 
@@ -43,42 +43,46 @@ class TextPairs(PairData):
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """See `DataConfig.shapes`: of the widest batch."""
-        rows = jax.ShapeDtypeStruct((self.batch_size, self.length), np.int32)
-        return dict.fromkeys(("tokens", "segments", "memory_tokens", "memory_segments"), rows)
+        return dict.fromkeys(("pair_tokens", "pair_segments"), jax.ShapeDtypeStruct((self.batch_size, self.length, 2), np.int32))
 
-    def capacity(self) -> dict[str, int]:
-        """See `ExampleData.capacity`."""
-        return {"": self.length, "memory_": self.length}
+    def row(self, ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+        """int32 [T]: the tokens of a text, given its ids."""
+        return np.append([tokenizer.eos], ids)[: self.length].astype(np.int32)
 
     def arrays(self, source: np.ndarray, target: np.ndarray, tokenizer: Tokenizer, counts: Counts) -> dict[str, np.ndarray]:
         """See `PairData.arrays`."""
-        found = {}
-        for prefix, ids in (("", source), ("memory_", target)):
-            counts["texts cut to a row"] += len(ids) >= self.length
-            tokens = np.append([tokenizer.eos], ids)[: self.length].astype(np.int32)
-            found |= {f"{prefix}tokens": tokens, f"{prefix}segments": np.ones_like(tokens)}
-        return found
+        counts["texts cut to a row"] += sum(len(ids) >= self.length for ids in (source, target))
+        sides = [self.row(ids, tokenizer) for ids in (source, target)]
+        tokens, segments = np.zeros((2, max(map(len, sides)), 2), np.int32)
+        for side, text in enumerate(sides):
+            tokens[: len(text), side], segments[: len(text), side] = text, 1
+        return {"pair_tokens": tokens, "pair_segments": segments}
 
-    def make(self, items: dict, counts: Counts) -> "PreparedTextPairs":
-        """See `ExampleData.make`."""
+    def make(self, items: dict[str, list[Pair]], counts: Counts) -> "PreparedTextPairs":
+        """See `SplitData.make`."""
         made = super().make(items, counts)
-        return PreparedTextPairs(config=self, tokenizer=made.tokenizer, examples=made.examples, pairs=made.pairs)
+        return PreparedTextPairs(config=self, tokenizer=made.tokenizer, examples=made.examples, pairs=items)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PreparedTextPairs(PreparedPairs):
-    """See `PreparedExamples`."""
+class PreparedTextPairs(PreparedBuckets):
+    """See `PreparedBuckets`. `pairs` are the texts of the examples, by split."""
+
+    full: ClassVar[bool] = True
 
     config: TextPairs
+    pairs: dict[str, list[Pair]]
 
-    def train_loader(self, rows: slice = slice(None)) -> BucketLoader:
-        """Training batches, of which this process takes the given `rows`."""
-        buckets = Buckets(self.require("train"), self.config.sizes)
-        return BucketLoader(buckets, batch_size=self.config.batch_size, seed=self.config.seed, local=rows, full=True)
+    def buckets(self, split: str, length: int | None = None) -> Buckets:
+        """See `PreparedBuckets.buckets`."""
+        return Buckets(self.require(split), self.config.sizes if length is None else (length,))
 
-    def eval_batches(
-        self, split: str, batch_size: int | None = None, length: int | None = None, rows: slice = slice(None)
-    ) -> BucketBatches:
-        """The whole split once: the number in the split of the pair of every row (-1: none), and this process's rows."""
-        sizes = self.config.sizes if length is None else (length,)
-        return BucketBatches(Buckets(self.require(split), sizes), batch_size=batch_size or self.config.batch_size, local=rows)
+    @property
+    def tokens_per_row(self) -> float:
+        """See `Prepared.tokens_per_row`: of both texts."""
+        return 2 * self.buckets("train").mean_size(self.config.batch_size, full=True)
+
+    def sizes(self, split: str) -> str:
+        """See `PreparedSplits.sizes`."""
+        tokens = sum(int(example.arrays["pair_segments"].sum()) for example in self.examples[split])
+        return f"{len(self.examples[split]):,} pairs, {tokens:,} tokens"

@@ -103,6 +103,11 @@ class PreparedWords:
         """See `Prepared.num_outputs`: the words."""
         return self.vocab_size
 
+    @property
+    def tokens_per_row(self) -> float:
+        """See `Prepared.tokens_per_row`."""
+        return self.config.row_length()
+
     def require(self, split: str) -> Any:
         """See `Prepared.require`."""
         return self.text.require(split)

@@ -1,7 +1,7 @@
 """What a model reads while it writes: the words of a source that each word of a text attends to."""
 
-import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from lm_jax.core.local import local_view
 from lm_jax.core.param import Params, param_specs
-from lm_jax.core.sharding import batch_specs, current_layout, same_everywhere, use_layout
+from lm_jax.core.sharding import batch_specs, current_layout, same_everywhere
 from lm_jax.core.types import Array, Batch
 from lm_jax.data.tokenizers import Tokenizer
 from lm_jax.nn.watch import CROSS, watching
@@ -20,15 +20,21 @@ from lm_jax.nn.watch import CROSS, watching
 _MOST = 60  # rows and columns that a table has room for
 
 
-def alignment(graph: nnx.GraphDef, params: Params, example: Batch) -> np.ndarray:
-    """float32 [T, S]: how much of its attention an encoder-decoder gives to each token of the source, "memory_tokens" [S], when it
-    writes each of "targets" [T] after "tokens" [T]; the mean over layers and heads."""
-    batch = {name: np.asarray(value)[None, :] for name, value in example.items()}
+def can_align(graph: nnx.GraphDef, params: Params) -> bool:
+    """Whether the model reads texts that it attends to while it writes, with all its layers on each device."""
+    layout, mesh = current_layout(), jax.sharding.get_abstract_mesh()
+    split = layout is not None and any(mesh.shape.get(axis, 1) > 1 for axis in layout.layers)
+    return "memory_tokens" in nnx.merge(graph, params).config.inputs and not split
+
+
+def alignment(graph: nnx.GraphDef, params: Params, batch: Batch) -> np.ndarray:
+    """float32 [B, T, S]: how much of its attention an encoder-decoder gives to each token of the source, "memory_tokens" [B, S]
+    with "memory_segments", when it writes what comes after each of "tokens" [B, T]; the mean over layers and heads.
+
+    Every device computes all rows.
+    """
     with same_everywhere():
-        if (layout := current_layout()) is None:
-            return jax.device_get(_weights(params, batch, graph=graph))[0]
-        with use_layout(dataclasses.replace(layout, layers=())):  # one row is no work for a pipeline
-            return jax.device_get(_weights(params, batch, graph=graph))[0]
+        return jax.device_get(_weights(params, batch, graph=graph))
 
 
 @functools.partial(jax.jit, static_argnames="graph")
@@ -43,13 +49,26 @@ def _weights(params: Params, batch: Batch, *, graph: nnx.GraphDef) -> Array:
     return local_view(local, (shards, batch_specs(batch)), PartitionSpec(), check=False)(params, batch)
 
 
-def table(weights_TS: np.ndarray, example: Batch, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The weights as a table for `Shown`: a row for each token that was written, a column for each of the source. Long texts are
-    cut."""
-    rows, columns = (pieces(example[name][:_MOST], tokenizer) for name in ("targets", "memory_tokens"))
-    return {"rows": rows, "columns": columns, "values": weights_TS[:_MOST, :_MOST].round(4).tolist()}
+def tables(
+    graph: nnx.GraphDef, params: Params, sources: Batch, written: Sequence[Sequence[int]], tokenizer: Tokenizer, max_tokens: int
+) -> list[dict[str, Any]]:
+    """For each text that was `written` to a row of `sources` (see `alignment`), in at most `max_tokens` tokens, its table for
+    `Shown`: a row for each token, its end included where it was written, a column for each token of the source. Long ones are cut.
+    """
+    eos, rows = tokenizer.eos, [[*ids, tokenizer.eos][:max_tokens] for ids in written]
+    tokens = np.full((len(rows), max_tokens), eos, np.int32)
+    for number, ids in enumerate(rows):
+        tokens[number, 1 : len(ids)] = ids[:-1]
+    found = []
+    weights_BTS = alignment(graph, params, {"tokens": tokens, **sources})
+    for ids, source, segments, weights_TS in zip(
+        rows, sources["memory_tokens"], sources["memory_segments"], weights_BTS, strict=True
+    ):
+        names, columns = _names(ids, tokenizer), _names(source[segments > 0].tolist(), tokenizer)
+        values = weights_TS[: len(names), : len(columns)].round(4).tolist()
+        found.append({"rows": names, "columns": columns, "values": values})
+    return found
 
 
-def pieces(ids: np.ndarray, tokenizer: Tokenizer) -> list[str]:
-    """The text of each token; "(end)" for the end of a document."""
-    return ["(end)" if token == tokenizer.eos else tokenizer.decode([token]) for token in ids.tolist()]
+def _names(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+    return ["(end)" if token == tokenizer.eos else tokenizer.decode([token]) for token in ids[:_MOST]]

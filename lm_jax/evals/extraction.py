@@ -1,6 +1,7 @@
 """Summaries made of sentences of a document, compared with those it should have."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -10,7 +11,6 @@ from flax import nnx
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import Params
 from lm_jax.core.types import Batch
-from lm_jax.data.extracts import PreparedExtracts, sentences
 from lm_jax.evals.base import EvalConfig, Shown
 from lm_jax.evals.examples import logits_of_examples
 from lm_jax.evals.text_metrics import METRICS
@@ -25,7 +25,8 @@ class ExtractionConfig(EvalConfig):
     first `show` appear beside what was expected.
     """
 
-    targets: ClassVar[frozenset[str]] = frozenset({"classes"})
+    targets: ClassVar[frozenset[str]] = frozenset({"tags"})
+    reads: ClassVar[tuple[str, ...]] = ("parts", "references")
 
     batch_size: int = 8
     show: int = 4
@@ -40,14 +41,11 @@ class ExtractionConfig(EvalConfig):
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
     ) -> Iterator[tuple[str, float] | Shown]:
         """See `EvalConfig.scores`."""
-        if not isinstance(data, PreparedExtracts):
-            raise ConfigError(f"an ExtractionConfig is for documents and summaries, and the data is a {type(data.config).__name__}")
         batches = data.eval_batches(self.split, batch_size=self.batch_size, length=self.length, rows=rows)
         logits, texts, true, found = dict(logits_of_examples(graph, params, batches, put)), [], [], []
-        for number, (example, pair) in enumerate(zip(data.require(self.split), data.pairs[self.split], strict=True)):
+        for number, (example, parts) in enumerate(zip(data.require(self.split), data.parts(self.split), strict=True)):
             heads = example.arrays["weights"] > 0
             taken = chosen(logits[number][heads, 1] - logits[number][heads, 0])
-            parts = sentences(pair.source)
             texts.append(" ".join(parts[i] for i in np.flatnonzero(taken)))
             true.append(example.arrays["targets"][heads] > 0)
             found.append(taken)
@@ -56,8 +54,9 @@ class ExtractionConfig(EvalConfig):
         yield "accuracy", float(np.mean(true_S == found_S))
         yield "f1", float(2 * np.sum(true_S & found_S) / max(np.sum(true_S) + np.sum(found_S), 1))
         yield "num_examples", float(len(texts))
-        for text, pair in list(zip(texts, data.pairs[self.split], strict=True))[: self.show]:
-            yield Shown(f"{pair.source}\n", text, {"eval": self.name, "reference": pair.target})
+        shown = zip(data.sources(self.split), texts, data.references(self.split), strict=True)
+        for source, text, (reference,) in itertools.islice(shown, self.show):
+            yield Shown(f"{source}\n", text, {"eval": self.name, "reference": reference})
 
 
 def chosen(advantages: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Texts that a model writes, compared with those it should have written: translations, summaries, answers."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -12,7 +11,7 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import Params
 from lm_jax.core.sharding import same_everywhere
 from lm_jax.core.types import Batch
-from lm_jax.evals.alignment import alignment, table
+from lm_jax.evals.alignment import can_align, tables
 from lm_jax.evals.base import EvalConfig, Shown
 from lm_jax.evals.text_metrics import METRICS
 from lm_jax.infer.beam import beam_search
@@ -53,19 +52,21 @@ class GenerationConfig(EvalConfig):
         """See `EvalConfig.scores`; `data` has `sources` and `references` of a split (see `data/pairs.py`)."""
         sources, references = data.sources(self.split)[: self.limit], data.references(self.split)[: self.limit]
         with same_everywhere():
-            written = self.answers(graph, params, data, sources)
+            ids = self.answers(graph, params, data, sources)
+        written = [data.tokenizer.decode(answer).strip() for answer in ids]
         for name in self.metrics:
             yield from METRICS[name](written, references)
         yield "num_examples", float(len(written))
-        for source, text, known in list(zip(sources, written, references, strict=True))[: self.show]:
-            fields = {"eval": self.name, "reference": "\n".join(known)}
-            if "memory_tokens" in nnx.merge(graph, params).config.inputs:
-                example = data.config.arrays(*data.tokenizer.encode_batch([source, text]), data.tokenizer, Counter())
-                fields["table"] = table(alignment(graph, params, example), example, data.tokenizer)
-            yield Shown(f"{source}\n", text, fields)
+        looks: list[dict[str, Any]] = []
+        if self.show and can_align(graph, params):
+            _, inputs = data.config.prompts(data.tokenizer, sources[: self.show])
+            looks = tables(graph, params, inputs, ids[: self.show], data.tokenizer, self.max_tokens)
+        for number, (source, text, known) in enumerate(zip(sources[: self.show], written, references, strict=False)):
+            look = {"table": looks[number]} if looks else {}
+            yield Shown(f"{source}\n", text, {"eval": self.name, "reference": "\n".join(known), **look})
 
-    def answers(self, graph: nnx.GraphDef, params: Params, data: Any, sources: Sequence[str]) -> list[str]:
-        """The text that the model writes for each source. Those of about one length are read together."""
+    def answers(self, graph: nnx.GraphDef, params: Params, data: Any, sources: Sequence[str]) -> list[list[int]]:
+        """The tokens that the model writes for each source, without the end. Sources of about one length are read together."""
         if not sources:
             raise ConfigError(f"the split {self.split!r} holds no example to evaluate")
         tokenizer, found = data.tokenizer, {}
@@ -85,6 +86,5 @@ class GenerationConfig(EvalConfig):
                 num_tokens=tokenizer.vocab_size,
                 inputs=inputs,
             )
-            best = [hypotheses[0][1] for hypotheses in results[: len(group)]]
-            found |= {i: tokenizer.decode(ids).strip() for i, ids in zip(group, best, strict=True)}
+            found |= {i: hypotheses[0][1] for i, hypotheses in zip(group, results[: len(group)], strict=True)}
         return [found[i] for i in range(len(sources))]

@@ -27,6 +27,7 @@ class TaggingConfig(EvalConfig):
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"tags"})
+    reads: ClassVar[tuple[str, ...]] = ("sentences",)
 
     batch_size: int = 16
     decoding: str = "argmax"
@@ -43,8 +44,6 @@ class TaggingConfig(EvalConfig):
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
     ) -> Iterator[tuple[str, float] | Shown]:
         """See `EvalConfig.scores`."""
-        if not isinstance(data, PreparedTagged):
-            raise ConfigError(f"a TaggingConfig is for tagged sentences, and the data is a {type(data.config).__name__}")
         batches = data.eval_batches(self.split, batch_size=self.batch_size, length=self.length, rows=rows)
         logits_WC, true_W = _words(data, self.split, dict(logits_of_examples(graph, params, batches, put)))
         logits_WC = logits_WC[:, : len(data.classes)]

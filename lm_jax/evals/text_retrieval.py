@@ -21,16 +21,16 @@ class TextRetrievalConfig(RetrievalConfig):
     appear with the targets that are nearest to them.
     """
 
-    reads: ClassVar[tuple[str, ...]] = ("pairs",)
+    reads: ClassVar[tuple[str, ...]] = ("pairs", "numbered_batches")
 
     def scores(
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
     ) -> Iterator[tuple[str, float] | Shown]:
         """See `EvalConfig.scores`; `data` are `data.text_pairs.TextPairs`."""
-        pairs = data.pairs[self.split] if data.require(self.split) else []
+        pairs = data.pairs[self.split]
         width = nnx.merge(graph, params).config.width
         sources, targets = np.zeros((2, len(pairs), width), np.float32)
-        for numbers, batch in data.eval_batches(self.split, batch_size=self.batch_size, length=self.length, rows=rows):
+        for numbers, batch in data.numbered_batches(self.split, batch_size=self.batch_size, length=self.length, rows=rows):
             there = np.array(numbers) >= 0
             for side, vectors in zip(
                 (sources, targets), jax.device_get(pair_vectors(params, put(batch), graph=graph)), strict=True

@@ -16,8 +16,8 @@ from lm_jax.core.sharding import whole_rows
 from lm_jax.core.types import Array, Batch
 from lm_jax.models.base import Output
 from lm_jax.models.decoder import DecodeState, next_place
+from lm_jax.models.embeddings import Embeddings, projected
 from lm_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
-from lm_jax.models.pair import Pair, projected
 from lm_jax.models.text import output_of, place_of
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.frontend import PatchesConfig
@@ -96,12 +96,12 @@ class CoCa(EncoderDecoder):
         """Hidden states [B, T, D] from which the next words of `batch["tokens"]` are scored, given `batch["images"]`."""
         return self.both(batch, key=key)[1]
 
-    def pair(self, batch: Batch, *, key: Array | None = None) -> Pair:
+    def pair(self, batch: Batch, *, key: Array | None = None) -> Embeddings:
         """The vectors of `batch["images"]` and of the texts `batch["tokens"]` [B, T], one in each row, whose "segments" are 0 at
         padding."""
         return self.both(batch, key=key)[0]
 
-    def both(self, batch: Batch, *, key: Array | None = None) -> tuple[Pair, Output]:
+    def both(self, batch: Batch, *, key: Array | None = None) -> tuple[Embeddings, Output]:
         """`pair` and the hidden states, by one pass over each layer. The auxiliary loss is in the second."""
         place, keys = place_of(batch), (None,) * 4 if key is None else jax.random.split(key, 4)
         memory, aux = self.encode(batch, key=keys[0])
@@ -110,7 +110,7 @@ class CoCa(EncoderDecoder):
         images = projected(self._image(memory), self.image_projection)
         texts = projected(last_token(x_BTD, batch.get("segments")), self.text_projection)
         bias = None if self.bias is None else weight(self.bias, images)
-        pair = Pair(images, texts, jnp.exp(weight(self.log_scale, images)), bias, jnp.zeros((), jnp.float32), {})
+        pair = Embeddings(images, texts, jnp.exp(weight(self.log_scale, images)), bias, jnp.zeros((), jnp.float32), {})
         x_BTD, _, top = self.stack(x_BTD, place._replace(memory=memory), key=keys[3])
         return pair, output_of(x_BTD, aux + more + top, batch)
 

@@ -4,22 +4,18 @@ import dataclasses
 import math
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lm_jax.core.config import check_choice, check_positive
-from lm_jax.core.local import first_of, whole_row
 from lm_jax.core.param import param, weight
-from lm_jax.core.sharding import whole_rows
 from lm_jax.core.types import Array, Aux, Batch
 from lm_jax.models.base import ModelConfig
+from lm_jax.models.embeddings import Embeddings, unit
 from lm_jax.models.encoder import both_ways
-from lm_jax.models.pair import Pair, unit
-from lm_jax.models.text import output_of
+from lm_jax.models.text import read_whole
 from lm_jax.nn.embedding import EmbeddingConfig
 from lm_jax.nn.init import Init
-from lm_jax.nn.place import Place
 from lm_jax.nn.stack import StackConfig
 
 
@@ -33,7 +29,7 @@ class SentenceEncoderConfig(ModelConfig):
     `bias` is added (None: none). Embedding and stack have the names that they have in an `Encoder`, from which it can be started.
     """
 
-    inputs: ClassVar[frozenset[str]] = frozenset({"tokens", "memory_tokens"})
+    inputs: ClassVar[frozenset[str]] = frozenset({"pair_tokens"})
     targets: ClassVar[frozenset[str]] = frozenset({"pairs"})
 
     vocab_multiple: int = 1
@@ -67,8 +63,8 @@ class SentenceEncoderConfig(ModelConfig):
         return None if table is None else table.length - table.offset
 
     def flops_per_token(self, length: int, *, causal: bool) -> float:
-        """See `ModelConfig.flops_per_token`: of both texts, per token of one."""
-        return 2 * 3 * self.stack.flops_per_token(self.width, length, causal=causal)
+        """See `ModelConfig.flops_per_token`."""
+        return 3 * self.stack.flops_per_token(self.width, length, causal=causal)
 
     def build(self, key: Array) -> "SentenceEncoder":
         """The model with parameters drawn from `key`."""
@@ -86,38 +82,34 @@ class SentenceEncoder(nnx.Module):
         self.log_scale = param(rngs, nnx.initializers.constant(config.log_scale), (), ())
         self.bias = None if config.bias is None else param(rngs, nnx.initializers.constant(config.bias), (), ())
 
-    def __call__(self, batch: Batch, *, key: Array | None = None) -> Pair:
-        """The vectors of the texts `batch["tokens"]` [B, T] and of those that belong to them, "memory_tokens" [B, S]; "segments"
-        and "memory_segments" are 0 at padding."""
-        keys = (None, None) if key is None else jax.random.split(key)
-        segments = batch.get("segments")
-        segments = None if segments is None else whole_row(segments)
-        left, aux = first_of(self.vectors(whole_row(batch["tokens"]), segments, key=keys[0]), "sequence")
-        right, more = self.vectors(batch["memory_tokens"], batch.get("memory_segments"), key=keys[1])
+    def __call__(self, batch: Batch, *, key: Array | None = None) -> Embeddings:
+        """The vectors of both texts of each row of `batch["pair_tokens"]` [B, T, 2]; "pair_segments" are 0 at padding."""
+        sides = [_texts(batch[name]) if name in batch else None for name in ("pair_tokens", "pair_segments")]
+        vectors, aux = self.vectors(*sides, key=key)
+        left, right = vectors[::2], vectors[1::2]
         bias = None if self.bias is None else weight(self.bias, left)
-        aux = aux + more
-        return Pair(left, right, jnp.exp(weight(self.log_scale, left)), bias, aux.loss, aux.metrics)
+        return Embeddings(left, right, jnp.exp(weight(self.log_scale, left)), bias, aux.loss, aux.metrics)
 
-    def pair(self, batch: Batch, *, key: Array | None = None) -> Pair:
+    def pair(self, batch: Batch, *, key: Array | None = None) -> Embeddings:
         """The same, by the name that all models of pairs have."""
         return self(batch, key=key)
 
     def vectors(self, tokens_BT: Array, segments_BT: Array | None = None, *, key: Array | None = None) -> tuple[Array, Aux]:
         """float32 [B, D]: a unit vector of each text, given as whole rows of ids; `segments_BT` is 0 at padding (None: there is
         none). That of a row of padding only is no number."""
-        keys = (None, None) if key is None else jax.random.split(key)
-        with whole_rows():
-            place = Place(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None, :], segments_BT)
-            x_BTD = self.embedding(tokens_BT, place.positions_BT, jnp.dtype(self.config.dtype), keys[0])
-            x_BTD, _, aux = self.stack(x_BTD, place, key=keys[1])
-            output = output_of(x_BTD, aux, {"tokens": tokens_BT, "segments": segments_BT})
-        real_BT1 = jnp.ones_like(x_BTD[:, :, :1]) if segments_BT is None else (segments_BT > 0)[:, :, None].astype(x_BTD.dtype)
-        return unit(_pooled(x_BTD, real_BT1, self.config.pool)), Aux(output.loss, output.metrics)
+        read, pool = read_whole(self.embedding, self.stack, tokens_BT, segments_BT, self.config.dtype, key), self.config.pool
+        real_BT = jnp.ones(tokens_BT.shape, jnp.int32) if segments_BT is None else segments_BT
+        return unit(_pooled(read.hidden, (real_BT > 0)[:, :, None], pool)), Aux(read.loss, read.metrics)
+
+
+def _texts(x_BT2: Array) -> Array:
+    """[2 B, T]: the two texts of each row one after the other."""
+    return jnp.moveaxis(x_BT2, 2, 1).reshape(-1, x_BT2.shape[1])
 
 
 def _pooled(x_BTD: Array, real_BT1: Array, pool: str) -> Array:
     if pool == "first":
         return x_BTD[:, 0]
     if pool == "max":
-        return jnp.max(jnp.where(real_BT1 > 0, x_BTD, -jnp.inf), axis=1)
-    return jnp.sum(x_BTD * real_BT1, axis=1)  # the direction of the mean
+        return jnp.max(jnp.where(real_BT1, x_BTD, -jnp.inf), axis=1)
+    return jnp.sum(jnp.where(real_BT1, x_BTD, 0), axis=1)  # the direction of the mean

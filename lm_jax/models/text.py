@@ -10,13 +10,14 @@ from flax import nnx
 from lm_jax.core.config import check_positive
 from lm_jax.core.local import all_sum, token_index
 from lm_jax.core.param import gathered
+from lm_jax.core.sharding import whole_rows
 from lm_jax.core.types import Array, Aux, Batch
 from lm_jax.models.base import ModelConfig, Output
-from lm_jax.nn.embedding import EmbeddingConfig
+from lm_jax.nn.embedding import Embedding, EmbeddingConfig
 from lm_jax.nn.head import HeadConfig
 from lm_jax.nn.init import Init
 from lm_jax.nn.place import Place
-from lm_jax.nn.stack import StackConfig
+from lm_jax.nn.stack import Stack, StackConfig
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -110,13 +111,25 @@ class TextModel(nnx.Module):
 
     def logits_of(self, hidden_BTD: Array, ids: Array) -> Array:
         """float32 logits [B, T, S] of ids [S], or [B, T] of ids [B, T], of this device's tokens of the residual stream."""
-        return self.head.some(hidden_BTD, self.embedding.table, ids)
+        return self.head.logits_of(hidden_BTD, self.embedding.table, ids)
 
     def with_whole_head(self, like: Array) -> "TextModel":
         """This model with the head's matrix `gathered` for several uses: by chunks of the loss, or as embedding too."""
         matrix = self.embedding.table if self.head.matrix is None else self.head.matrix
         is_param = lambda x: isinstance(x, nnx.Param)  # noqa: E731
         return jax.tree.map(lambda p: gathered(p, like) if p is matrix else p, self, is_leaf=is_param)
+
+
+def read_whole(
+    embedding: Embedding, stack: Stack, tokens_BT: Array, segments_BT: Array | None, dtype: str, key: Array | None
+) -> Output:
+    """Hidden states [B, T, D] of texts that every device of a row has whole; `segments_BT` is 0 at padding (None: no padding)."""
+    keys = (None, None) if key is None else jax.random.split(key)
+    with whole_rows():
+        place = Place(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None, :], segments_BT)
+        x_BTD = embedding(tokens_BT, place.positions_BT, jnp.dtype(dtype), keys[0])
+        x_BTD, _, aux = stack(x_BTD, place, key=keys[1])
+        return output_of(x_BTD, aux, {"tokens": tokens_BT, "segments": segments_BT})
 
 
 def place_of(batch: Batch) -> Place:

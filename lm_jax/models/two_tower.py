@@ -11,16 +11,14 @@ from flax import nnx
 from lm_jax.core.config import check_positive
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import param, weight
-from lm_jax.core.sharding import whole_rows
 from lm_jax.core.types import Array, Aux, Batch
-from lm_jax.models.base import ModelConfig, Output
+from lm_jax.models.base import ModelConfig
+from lm_jax.models.embeddings import Embeddings, projected
 from lm_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
-from lm_jax.models.pair import Pair, projected
-from lm_jax.models.text import output_of
+from lm_jax.models.text import read_whole
 from lm_jax.nn.embedding import EmbeddingConfig
 from lm_jax.nn.init import Init
 from lm_jax.nn.norm import NormConfig
-from lm_jax.nn.place import Place
 from lm_jax.nn.stack import StackConfig
 
 
@@ -97,7 +95,7 @@ class TwoTower(nnx.Module):
         self.log_scale = param(rngs, nnx.initializers.constant(config.log_scale), (), ())
         self.bias = None if config.bias is None else param(rngs, nnx.initializers.constant(config.bias), (), ())
 
-    def __call__(self, batch: Batch, *, key: Array | None = None) -> Pair:
+    def __call__(self, batch: Batch, *, key: Array | None = None) -> Embeddings:
         """The vectors of `batch["images"]` [B, height, width, channels] and of the texts `batch["memory_tokens"]` [B, T], whose
         "memory_segments" are 0 at padding."""
         keys = (None, None) if key is None else jax.random.split(key)
@@ -105,23 +103,15 @@ class TwoTower(nnx.Module):
         image_BD = self.image.pooled(seen.hidden)
         image_BD = image_BD if self.image_norm is None else self.image_norm(image_BD)
         tokens, pool = batch["memory_tokens"], self.config.pool_token
-        read = self._read(tokens, batch.get("memory_segments"), keys[1])
+        read = read_whole(self.embedding, self.text, tokens, batch.get("memory_segments"), self.config.dtype, keys[1])
         at_B = jnp.argmax(tokens if pool is None else tokens == pool, axis=1)
         text_BD = jnp.take_along_axis(read.hidden, at_B[:, None, None], axis=1)[:, 0]
         images, texts = projected(image_BD, self.image_projection), projected(text_BD, self.text_projection)
         bias = None if self.bias is None else weight(self.bias, images)
         scale = jnp.exp(weight(self.log_scale, images))
         both = Aux(seen.loss, seen.metrics) + Aux(read.loss, read.metrics)
-        return Pair(images, texts, scale, bias, both.loss, both.metrics)
+        return Embeddings(images, texts, scale, bias, both.loss, both.metrics)
 
-    def pair(self, batch: Batch, *, key: Array | None = None) -> Pair:
+    def pair(self, batch: Batch, *, key: Array | None = None) -> Embeddings:
         """The same, by the name that all models of pairs have."""
         return self(batch, key=key)
-
-    def _read(self, tokens_BT: Array, segments_BT: Array | None, key: Array | None) -> Output:
-        keys = (None, None) if key is None else jax.random.split(key)
-        with whole_rows():
-            place = Place(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None, :], segments_BT)
-            x_BTD = self.embedding(tokens_BT, place.positions_BT, jnp.dtype(self.config.dtype), keys[0])
-            x_BTD, _, aux = self.text(x_BTD, place, key=keys[1])
-            return output_of(x_BTD, aux, {"tokens": tokens_BT, "segments": segments_BT})

@@ -65,7 +65,7 @@ class AdditiveAttention(nnx.Module):
         y_BTD = jnp.einsum("BTS,BSD->BTD", weights_BTS, memory.values[:, :, 0])
         return part(project("BTD,DE->BTE", y_BTD, self.output), "residual", 1)
 
-    def look(self, x_BTD: Array, place: Place, memory: KeyValues, segments_BS: Array) -> Mean:
+    def weights(self, x_BTD: Array, place: Place, memory: KeyValues, segments_BS: Array) -> Mean:
         """float32 [B, T, S]: the weights that `read` gives to the tokens of the memory."""
         return Mean(self._weights(x_BTD, place, memory, segments_BS), jnp.float32(1))
 

@@ -199,7 +199,7 @@ class Attention(nnx.Module):
         """[B, T, D] to [B, T, D]: attention to a memory, of which each token sees its own segment."""
         return self._output(self._read(x_BTD, place, memory, segments_BS, self.config.implementation))
 
-    def look(self, x_BTD: Array, place: Place, memory: KeyValues, segments_BS: Array) -> Mean:
+    def weights(self, x_BTD: Array, place: Place, memory: KeyValues, segments_BS: Array) -> Mean:
         """float32 [B, T, S]: the weights that `read` gives to the tokens of the memory, a mean over heads."""
         B, S, K, _ = memory.values.shape
         one = jnp.broadcast_to(

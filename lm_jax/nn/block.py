@@ -153,7 +153,7 @@ class Block(nnx.Module):
             memory, segments_BS = self.cross.remember(place.memory.x_BSD), place.memory.segments_BS
         else:
             raise ConfigError("a block attends to a memory, and there is none: it is for the decoder of an encoder-decoder")
-        seen = {CROSS: self.cross.look(x_BTD, place, memory, segments_BS)} if watched() else {}
+        seen = {CROSS: self.cross.weights(x_BTD, place, memory, segments_BS)} if watched() else {}
         return self.cross.read(x_BTD, place, memory, segments_BS), Aux.none()._replace(metrics=seen)
 
     def _add(self, x: Array, branch: Array, norm: nnx.Module | None) -> Array:

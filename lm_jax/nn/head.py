@@ -109,7 +109,7 @@ class Head(nnx.Module):
         ids = index("vocab") * own + jnp.arange(own)
         return jnp.where(ids < vocab_size, y_BTV, MASKED)
 
-    def some(self, hidden_BTD: Array, table: nnx.Param | None, ids: Array) -> Array:
+    def logits_of(self, hidden_BTD: Array, table: nnx.Param | None, ids: Array) -> Array:
         """float32 logits of a few ids only: [B, T, S] of ids [S], or [B, T] of an id for each token [B, T].
 
         In a local view ids are of whole rows, and T are this device's tokens of the residual stream.

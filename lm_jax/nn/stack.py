@@ -23,6 +23,7 @@ from lm_jax.nn.norm import NormConfig
 from lm_jax.nn.pipeline import Schedule, pipeline
 from lm_jax.nn.place import Cache, CacheInfo, Place
 from lm_jax.nn.relative_bias import RelativeBiasConfig
+from lm_jax.nn.watch import watched
 
 
 def _keep(*names: str) -> Callable[[Callable], Callable]:
@@ -242,6 +243,8 @@ class Stack(nnx.Module):
         """As `_repeats`, with the layers of this device only. Within, the axis of the pipeline splits layers and no rows."""
         rounds, layout = schedule.rounds, current_layout()
         assert layout is not None
+        if watched():
+            raise ConfigError("attention cannot be watched where layers are split over a pipeline")
         inside = dataclasses.replace(layout, batch=tuple(axis for axis in layout.batch if axis not in layout.layers))
         if layout.gather_once:
             blocks = jax.tree.map(lambda p: gathered(p, x_BTD), blocks, is_leaf=lambda x: isinstance(x, nnx.Param))

@@ -11,7 +11,7 @@ CROSS = "cross_attention"  # the name of the metric
 @contextlib.contextmanager
 def watching() -> Iterator[None]:
     """Inside, models that attend to a memory give among their metrics `CROSS`: the weights of the memory's tokens [B, T, S], the
-    mean over layers and heads. Not where layers are split over a pipeline."""
+    mean over layers and heads. Raises `ConfigError` where layers are split over a pipeline."""
     token = _watched.set(True)
     try:
         yield

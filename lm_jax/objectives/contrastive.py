@@ -11,7 +11,7 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import all_gather, all_sum, index, ways
 from lm_jax.core.types import Array, Batch, Mean
 from lm_jax.models.coca import CoCa
-from lm_jax.models.pair import Pair
+from lm_jax.models.embeddings import Embeddings
 from lm_jax.models.sentence_encoder import SentenceEncoder
 from lm_jax.models.two_tower import TwoTower
 from lm_jax.objectives.base import ObjectiveConfig
@@ -60,7 +60,7 @@ class Contrastive:
         loss = terms["contrastive"]
         return {"loss": Mean(loss.sum + pair.loss * loss.count, loss.count)} | terms | pair.metrics
 
-    def terms(self, pair: Pair) -> dict[str, Mean]:
+    def terms(self, pair: Embeddings) -> dict[str, Mean]:
         """ "contrastive", the loss; "accuracy", how often the right text is the nearest of the batch to its image and the right
         image to its text, a mean of both; "scale", which similarities are multiplied by.
 

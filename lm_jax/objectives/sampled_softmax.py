@@ -20,8 +20,9 @@ class SampledSoftmaxConfig(ObjectiveConfig):
     doi:10.1109/TNN.2007.912312; Jean et al. 2015, arXiv:1412.2007).
 
     log Z is taken of the target, of the first `common` words, and of `samples` of the others, drawn anew for each batch, without
-    replacement, which stand for all of these: exp(logit) counts as often as others were left out. Z is so without bias. Tokenizers
-    number words by frequency, the most frequent first. Evals score all words, as always.
+    replacement, which stand for all of these: exp(logit) counts as often as others were left out. Z is so without bias, and the
+    loss, by its logarithm, a little below that of all words. It is for tokenizers that number words by frequency, the most frequent
+    first (`Words` does). Evals score all words, as always.
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"next words", "masked words"})
@@ -30,7 +31,9 @@ class SampledSoftmaxConfig(ObjectiveConfig):
     samples: int = 4096
 
     def validate(self) -> None:
-        """Raises `ConfigError` for no sample, or a negative number of common words."""
+        """Raises `ConfigError` for no sample, a negative number of common words, or chunks, which it has none of."""
+        if self.chunks != 1:
+            raise ConfigError(f"chunks={self.chunks}: sampled logits are not computed in chunks of a row; leave it 1")
         if self.common < 0 or self.samples < 1:
             raise ConfigError(f"common={self.common} must not be negative, and samples={self.samples} must be at least 1")
 
@@ -48,10 +51,14 @@ class SampledSoftmax:
     def __call__(self, model: TextModel, batch: Batch, *, key: Array | None = None) -> dict[str, Mean]:
         """Sums over all positions, weighted by `batch["weights"]`, with the sum of the weights as count."""
         config, V = self.config, model.config.num_outputs
-        if key is None or config.common + config.samples >= V:
-            return LMConfig().build()(model, batch, key=key)
+        if config.common + config.samples >= V:
+            raise ConfigError(f"common={config.common} and samples={config.samples} are all {V:,} words: take an LMConfig instead")
+        if key is None:
+            return LMConfig().build()(model, batch)
         model = model.with_whole_head(batch["weights"])
         output = model(batch, key=jax.random.fold_in(key, 0))
+        if output.further:
+            raise ConfigError("a sampled softmax trains no module of model.multi_token: leave it out, or take an LMConfig")
         others = jax.random.choice(jax.random.fold_in(key, 1), V - config.common, (config.samples,), replace=False)
         ids_S = jnp.concatenate([jnp.arange(config.common), config.common + others])
         stands_for_S = jnp.where(ids_S < config.common, 1.0, (V - config.common) / config.samples)

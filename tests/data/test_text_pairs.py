@@ -29,11 +29,11 @@ def data(tmp_path):
 def texts(prepared, batch):
     """The two texts of each row, of which the end-of-document token stands before each."""
     eos, found = prepared.tokenizer.eos, []
-    for row in range(len(batch["tokens"])):
+    for row in range(len(batch["pair_tokens"])):
         sides = []
-        for prefix in ("", "memory_"):
-            real = batch[f"{prefix}segments"][row].astype(bool)
-            tokens = batch[f"{prefix}tokens"][row]
+        for side in range(2):
+            real = batch["pair_segments"][row, :, side].astype(bool)
+            tokens = batch["pair_tokens"][row, :, side]
             assert not tokens[~real].any() and np.array_equal(real, np.arange(len(real)) < real.sum())
             assert not real.any() or tokens[0] == eos
             sides.append(prepared.tokenizer.decode(tokens[real][1:]))
@@ -51,9 +51,9 @@ def test_every_full_batch_of_a_bucket_once_an_epoch(data):
         seen = collections.Counter()
         for step in range(4):
             batch = loader(epoch * 4 + step)
-            width = batch["tokens"].shape[1]
+            width = batch["pair_tokens"].shape[1]
             found = texts(prepared, batch)
-            assert batch["memory_tokens"].shape == batch["tokens"].shape == (2, width)
+            assert batch["pair_tokens"].shape == batch["pair_segments"].shape == (2, width, 2)
             assert all((max(len(a), len(b)) + 1 <= 4) == (width == 4) for a, b in found)
             names = [f"l.txt:{[text[:9] for text in LEFT].index(a) + 1}" for a, _ in found]
             assert loader.documents(epoch * 4 + step) == [[name] for name in names]
@@ -63,13 +63,14 @@ def test_every_full_batch_of_a_bucket_once_an_epoch(data):
         (missing,) = expected - set(seen)
         left_out.add(missing)
     assert len(left_out) > 1
+    assert prepared.tokens_per_row == 2 * (4 + 4 + 10 + 10) / 4
     assert prepared.record["texts cut to a row"] == 2  # of train and of test
 
 
 def test_a_split_is_read_once_with_numbers(data):
     prepared = data.prepare()
     found = {}
-    for numbers, batch in prepared.eval_batches("test", batch_size=4):
+    for numbers, batch in prepared.numbered_batches("test", batch_size=4):
         found |= {number: pair for number, pair in zip(numbers, texts(prepared, batch), strict=True) if number >= 0}
     assert [found[i] for i in range(9)] == [(a[:9], b[:9]) for a, b in zip(LEFT, RIGHT, strict=True)]
 
@@ -78,5 +79,5 @@ def test_bad_sizes(data):
     for buckets in ((4, 8), (10, 4), (4, 4, 10), (0, 10)):
         with pytest.raises(ConfigError, match="must be ascending numbers of tokens, of which length=10 is the last"):
             validate_tree(dataclasses.replace(data, buckets=buckets))
-    with pytest.raises(DataError, match="the bucket of 10 has 4 training examples, fewer than a batch of batch_size=5"):
+    with pytest.raises(DataError, match="the bucket of 10 has 4 training examples, fewer than one of batch_size=5"):
         dataclasses.replace(data, batch_size=5).prepare().train_loader()

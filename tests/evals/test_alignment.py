@@ -4,17 +4,19 @@ import jax
 import numpy as np
 import pytest
 
+from lm_jax.core.errors import ConfigError
 from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import split
 from lm_jax.core.sharding import Layout, use_mesh
 from lm_jax.data.tokenizers import Characters
-from lm_jax.evals.alignment import alignment, table
+from lm_jax.evals.alignment import alignment, can_align, tables
 from lm_jax.models.encoder_decoder import EncoderDecoderConfig
 from lm_jax.nn.additive_attention import AdditiveAttentionConfig
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.init import Init
 from lm_jax.nn.mlp import MLPConfig
+from lm_jax.nn.place import Place
 from lm_jax.nn.recurrent import RecurrentConfig
 from lm_jax.nn.stack import StackConfig
 
@@ -31,22 +33,21 @@ def model(cross, *, mixer=None, repeats: int = 1) -> EncoderDecoderConfig:
     return EncoderDecoderConfig(vocab_size=12, width=16, encoder=encoder, stack=decoder, init=init)
 
 
-def example():
+def texts(rows=1):
     rng = np.random.default_rng(0)
-    arrays = {"tokens": rng.integers(1, 12, 5), "targets": rng.integers(1, 12, 5), "memory_tokens": rng.integers(1, 12, 7)}
-    return {name: value.astype(np.int32) for name, value in arrays.items()}
+    draw = lambda length: rng.integers(1, 12, (rows, length)).astype(np.int32)  # noqa: E731
+    return {"tokens": draw(5), "memory_tokens": draw(7), "memory_segments": np.ones((rows, 7), np.int32)}
 
 
 @pytest.mark.parametrize("kind", CROSS)
 def test_weights_are_softmax_of_the_scores(kind):
-    built, data = model(CROSS[kind]).build(jax.random.key(0)), example()
-    found = alignment(*split(built), data)
+    built, batch = model(CROSS[kind]).build(jax.random.key(0)), texts()
+    (found,) = alignment(*split(built), batch)
     block = jax.tree.map(lambda x: x[0], built.stack.block0)
-    batch = {name: value[None] for name, value in data.items()}
     memory = np.asarray(built.encode(batch)[0].x_BSD[0], np.float64)
     x_BTD = built.embedding.table[...][batch["tokens"]]
     # The mixer's output is added to what it reads.
-    x = np.asarray((x_BTD + block.mixer(x_BTD, _place(5), None, None)[0])[0], np.float64)
+    x = np.asarray((x_BTD + block.mixer(x_BTD, Place(np.arange(5, dtype=np.int32)[None, :], None), None, None)[0])[0], np.float64)
     w = {
         name: np.asarray(getattr(block.cross, name)[...], np.float64)
         for name in ("query", "key", "score")
@@ -62,27 +63,38 @@ def test_weights_are_softmax_of_the_scores(kind):
     np.testing.assert_allclose(found, weights.mean(0), atol=1e-5)
 
 
-def _place(length):
-    from lm_jax.nn.place import Place
-
-    return Place(np.arange(length, dtype=np.int32)[None, :], None)
-
-
 def test_the_mean_over_layers_is_the_same_on_a_mesh():
-    """Layers, heads and parameters split over devices: the rows of a distribution, as on one device."""
-    config, data, found = model(CROSS["heads"], mixer=AttentionConfig(num_heads=2), repeats=2), example(), []
-    for mesh in (MeshShape(dp=1), MeshShape(dp=1, pp=2, fsdp=2, tp=2)):
+    """Heads, tokens and parameters split over devices: the rows of a distribution, as on one device."""
+    config, data, found = model(CROSS["heads"], mixer=AttentionConfig(num_heads=2), repeats=2), texts(rows=3), []
+    for mesh in (MeshShape(dp=1), MeshShape(dp=1, fsdp=2, cp=2, tp=2)):
         with use_mesh(mesh.build(), Layout()):
             graph, params = split(jax.jit(lambda key: config.build(key))(jax.random.key(0)))
+            assert can_align(graph, params)
             found.append(alignment(graph, params, data))
-    np.testing.assert_allclose(found[0].sum(1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(found[0].sum(2), 1.0, rtol=1e-5)
     np.testing.assert_allclose(found[1], found[0], atol=1e-5)
 
 
-def test_a_table_names_the_tokens():
-    tokenizer = Characters().train(["abc"])
-    ids = {"targets": np.append(tokenizer.encode("ba"), tokenizer.eos), "memory_tokens": tokenizer.encode("ab")}
-    weights = np.linspace(0, 1, 6, dtype=np.float32).reshape(3, 2)
-    shown = table(weights, ids, tokenizer)
-    assert shown["rows"] == ["b", "a", "(end)"] and shown["columns"] == ["a", "b"]
-    np.testing.assert_allclose(shown["values"], weights, atol=1e-4)
+def test_a_pipeline_is_refused():
+    config = model(CROSS["heads"], mixer=AttentionConfig(num_heads=2), repeats=2)
+    with use_mesh(MeshShape(dp=1, pp=2).build(), Layout()):
+        graph, params = split(jax.jit(lambda key: config.build(key))(jax.random.key(0)))
+        assert not can_align(graph, params)
+        with pytest.raises(ConfigError, match="cannot be watched where layers are split over a pipeline"):
+            alignment(graph, params, texts(rows=2))
+
+
+def test_tables_are_of_what_was_written():
+    """A row for each token and the end, if it was written; the same whatever texts stand beside it."""
+    tokenizer = Characters().train(["abcdefghijk"])
+    graph, params = split(model(CROSS["luong"]).build(jax.random.key(0)))
+    pad = lambda rows: np.stack([np.pad(row, (0, 4 - len(row))) for row in rows])  # noqa: E731
+    sources = [tokenizer.encode(text) for text in ("abc", "dk")]
+    batch = {"memory_tokens": pad(sources), "memory_segments": pad([np.ones_like(ids) for ids in sources])}
+    written = [tokenizer.encode(text).tolist() for text in ("fg", "hcb")]
+    first, second = tables(graph, params, batch, written, tokenizer, max_tokens=3)
+    assert first["rows"] == ["f", "g", "(end)"] and first["columns"] == ["a", "b", "c"]
+    assert second["rows"] == ["h", "c", "b"] and second["columns"] == ["d", "k"]  # cut off before an end
+    alone = {"tokens": np.array([[tokenizer.eos, *written[1][:2]]], np.int32)}
+    alone |= {"memory_tokens": sources[1][None], "memory_segments": np.ones((1, 2), np.int32)}
+    np.testing.assert_allclose(second["values"], alignment(graph, params, alone)[0], atol=1e-4)

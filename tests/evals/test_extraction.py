@@ -6,16 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import split
 from lm_jax.data.extracts import ExtractedSentences
-from lm_jax.data.pairs import PairedText, Pairs
+from lm_jax.data.pairs import Pairs
 from lm_jax.data.sources import JsonLines
 from lm_jax.data.tokenizers import Characters
 from lm_jax.evals.base import Shown
 from lm_jax.evals.extraction import ExtractionConfig, chosen
 from lm_jax.evals.text_metrics import METRICS
-from lm_jax.models.classifier import ClassifierConfig
+from lm_jax.models.tagger import TaggerConfig
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.init import Init
@@ -38,12 +37,12 @@ def test_summaries_are_those_of_the_documents_alone(tmp_path):
     config = ExtractedSentences(train=pairs, validation=pairs, tokenizer=Characters(), length=40, batch_size=2)
     data = config.prepare()
     block = BlockConfig(mixer=AttentionConfig(num_heads=2, causal=False, rotary=RotaryConfig()), feed_forward=MLPConfig(hidden=16))
-    model = ClassifierConfig(
+    model = TaggerConfig(
         vocab_size=data.vocab_size,
         classes=2,
         width=16,
         stack=StackConfig(pattern=(block,), repeats=1),
-        pool="none",
+        features=None,
         init=Init(weights="fan_in", embedding_std=1.0),
     ).build(jax.random.key(3))
     found = list(ExtractionConfig(batch_size=2, show=1).scores(*split(model), data, lambda batch: batch, slice(None)))
@@ -61,6 +60,3 @@ def test_summaries_are_those_of_the_documents_alone(tmp_path):
     assert scores["rougeL"] == pytest.approx(dict(METRICS["rouge"](written, [[s] for _, s in ROWS]))["rougeL"])
     (item,) = (item for item in found if isinstance(item, Shown))
     assert (item.text, item.fields["reference"]) == (written[0], "Cab.")
-    other = PairedText(train=pairs, validation=pairs, tokenizer=Characters(), length=40, memory_length=40, batch_size=2).prepare()
-    with pytest.raises(ConfigError, match="is for documents and summaries, and the data is a PairedText"):
-        list(ExtractionConfig().scores(*split(model), other, lambda batch: batch, slice(None)))

@@ -64,7 +64,7 @@ def test_answers_are_in_order_and_as_if_alone(data):
     prepared, parts = data.prepare(), split(model().build(jax.random.key(1)))
     config = GenerationConfig(split="test", batch_size=2, beam=2, max_tokens=5, metrics=("exact", "f1"), show=1)
     got = list(config.scores(*parts, prepared, lambda batch: batch, slice(None)))
-    written = config.answers(*parts, prepared, TEXTS)
+    written = [prepared.tokenizer.decode(ids) for ids in config.answers(*parts, prepared, TEXTS)]
     for text, answer in zip(TEXTS, written, strict=True):
         begin, inputs = data.prompts(prepared.tokenizer, [text])
         ids = beam_search(*parts, begin, beam=2, max_tokens=5, eos=prepared.tokenizer.eos, num_tokens=4, inputs=inputs)
@@ -72,9 +72,10 @@ def test_answers_are_in_order_and_as_if_alone(data):
     assert len(set(written)) > 1
     scores = dict(item for item in got if not isinstance(item, Shown))
     assert scores["num_examples"] == 5 and scores["exact"] == np.mean([a == t[::-1] for a, t in zip(written, TEXTS, strict=True)])
-    assert [(item.prompt, item.text, item.fields["reference"]) for item in got if isinstance(item, Shown)] == [
-        ("ab\n", written[0], "ba")
-    ]
+    (item,) = (item for item in got if isinstance(item, Shown))
+    assert (item.prompt, item.text, item.fields["reference"]) == ("ab\n", written[0], "ba")
+    assert item.fields["table"]["columns"] == ["a", "b", "(end)"]
+    assert "".join(item.fields["table"]["rows"]).removesuffix("(end)") == written[0]
 
 
 @pytest.mark.slow

@@ -24,10 +24,6 @@ def sentence_encoder(**model) -> SentenceEncoderConfig:
 def batch_of_pairs(rows: int = 8, length: int = 16) -> dict[str, np.ndarray]:
     """Texts of at least 2 tokens, padded at the right."""
     rng = np.random.default_rng(1)
-    found = {}
-    for prefix in ("", "memory_"):
-        sizes = rng.integers(2, length + 1, rows)
-        real = np.arange(length)[None, :] < sizes[:, None]
-        found[f"{prefix}tokens"] = np.where(real, rng.integers(1, VOCAB, (rows, length)), 0).astype(np.int32)
-        found[f"{prefix}segments"] = real.astype(np.int32)
-    return found
+    real = np.arange(length)[None, :, None] < rng.integers(2, length + 1, (rows, 1, 2))
+    tokens = np.where(real, rng.integers(1, VOCAB, (rows, length, 2)), 0)
+    return {"pair_tokens": tokens.astype(np.int32), "pair_segments": real.astype(np.int32)}

@@ -13,7 +13,7 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import split
 from lm_jax.core.sharding import Layout, shard_batch, use_mesh
-from lm_jax.models.pair import Pair
+from lm_jax.models.embeddings import Embeddings
 from lm_jax.objectives.coca import ContrastiveCaptioningConfig
 from lm_jax.objectives.contrastive import ContrastiveConfig
 from lm_jax.objectives.lm import LMConfig
@@ -29,7 +29,7 @@ def random_pair(rows=6, scale=7.0, bias=None):
     drawn = rng.normal(size=(2, rows, 5))
     images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (drawn[0], drawn[0] / 2 + drawn[1]))
     f = lambda x: None if x is None else np.asarray(x, np.float32)  # noqa: E731
-    return Pair(f(images), f(texts), f(scale), f(bias), f(0.0), {})
+    return Embeddings(f(images), f(texts), f(scale), f(bias), f(0.0), {})
 
 
 def value(pair, **config):

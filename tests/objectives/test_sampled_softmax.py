@@ -9,6 +9,7 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import split
 from lm_jax.core.sharding import Layout, shard_batch, use_mesh
+from lm_jax.models.multi_token import MultiTokenConfig
 from lm_jax.nn.head import HeadConfig
 from lm_jax.nn.init import Init
 from lm_jax.objectives.lm import LMConfig
@@ -66,11 +67,19 @@ def test_over_many_draws_it_is_the_whole_softmax():
     assert exact - 0.1 < means[4] < exact and abs(means[32] - exact) < abs(means[4] - exact)
 
 
-def test_all_words_where_there_are_no_more_or_without_a_key():
+def test_all_words_without_a_key():
     model, data = llama().build(KEY), weighted_batch()
     exact = float(LMConfig().build()(model, data)["loss"].value)
     assert float(SAMPLED.build()(model, data)["loss"].value) == exact
-    assert float(SampledSoftmaxConfig(common=VOCAB, samples=1).build()(model, data, key=KEY)["loss"].value) == exact
+
+
+def test_what_it_cannot_do_is_refused():
+    model, data = llama().build(KEY), weighted_batch()
+    with pytest.raises(ConfigError, match="common=39 and samples=1 are all 40 words"):
+        SampledSoftmaxConfig(common=39, samples=1).build()(model, data, key=KEY)
+    further = llama(multi_token=MultiTokenConfig(block=model.config.stack.pattern[0])).build(KEY)
+    with pytest.raises(ConfigError, match=r"trains no module of model\.multi_token"):
+        SAMPLED.build()(further, data, key=KEY)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -92,3 +101,5 @@ def test_sizes_are_checked():
     for bad in (SampledSoftmaxConfig(common=-1), SampledSoftmaxConfig(samples=0)):
         with pytest.raises(ConfigError, match="must not be negative, and samples="):
             validate_tree(bad)
+    with pytest.raises(ConfigError, match="chunks=2: sampled logits"):
+        validate_tree(SampledSoftmaxConfig(chunks=2))

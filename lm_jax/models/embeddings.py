@@ -9,7 +9,7 @@ from lm_jax.core.types import Array, Mean
 from lm_jax.nn.linear import project
 
 
-class Pair(NamedTuple):
+class Embeddings(NamedTuple):
     """Unit vectors of both sides of the rows of a batch, and what their products are multiplied by and added to."""
 
     left: Array  # float32 [B, E]: of the images, or of the first texts
