@@ -30,6 +30,7 @@ from lm_jax.nn.mlp import MLPConfig
 from lm_jax.nn.positions import RotaryConfig
 from lm_jax.nn.recurrent import RecurrentConfig
 from lm_jax.nn.stack import StackConfig
+from lm_jax.objectives.lm import LMConfig
 from lm_jax.optim.adamw import AdamW
 from lm_jax.optim.schedules import Schedule
 from lm_jax.train.checkpoint import CheckpointConfig
@@ -101,6 +102,7 @@ def get_config(arg: str = "sst2") -> Experiment:
             features=FeaturesConfig(buckets=2**17, dropout=0.3) if name == "thucnews" else None,
             init=Init(weights="fan_in", embedding_std=0.05),
         ),
+        objective=LMConfig(label_smoothing=0.1),
         optimizer=AdamW(
             learning_rate=2e-3,
             weight_decay=0.1,

@@ -12,7 +12,7 @@ from lm_jax.core.param import param
 from lm_jax.core.types import Array
 from lm_jax.nn.dropout import kept
 from lm_jax.nn.embedding import look_up
-from lm_jax.nn.init import Init
+from lm_jax.nn.init import Init, zeros
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -20,8 +20,9 @@ class FeaturesConfig(Config):
     """The sum of the vectors of a token's features, from one table of `buckets` rows; a feature's row is its number modulo these.
 
     As the vectors of character n-grams of fastText (Bojanowski et al. 2017, arXiv:1607.04606), but for any features. Features that
-    share a row cannot be told apart: take several times as many buckets as there are frequent features. `dropout` is the
-    probability with which a token loses each of its features, as a whole; those that are left count more.
+    share a row cannot be told apart: take several times as many buckets as there are frequent features. All vectors start at 0, so
+    that a feature which was never met in training adds nothing. `dropout` is the probability with which a token loses each of its
+    features, as a whole; those that are left count more.
     """
 
     buckets: int = 2**15
@@ -43,7 +44,7 @@ class Features(nnx.Module):
 
     def __init__(self, config: FeaturesConfig, rngs: nnx.Rngs, width: int, init: Init):
         self.config = config
-        self.table = param(rngs, init.embedding(), (config.buckets, width), ("vocab", "embed"))
+        self.table = param(rngs, zeros, (config.buckets, width), ("vocab", "embed"))
 
     def __call__(self, features_BTN: Array, dtype: jnp.dtype, key: Array | None) -> Array:
         """Vectors [B, T, D] of `dtype` for int32 features [B, T, N], not negative; `key` None means evaluation."""

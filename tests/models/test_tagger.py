@@ -41,6 +41,8 @@ def tagged_batch():
 
 def test_features_add_the_rows_of_their_numbers_modulo_the_buckets():
     model, data = tagger().build(KEY), tagged_batch()
+    assert not np.any(model.features(data["features"], jnp.float32, None))  # what was never met adds nothing
+    model.features.table[...] = jax.random.normal(KEY, model.features.table.shape)
     table = np.asarray(model.features.table[...], np.float64)
     expected = np.zeros((*data["tokens"].shape, 32))
     for place in np.ndindex(*data["features"].shape):
@@ -58,6 +60,7 @@ def test_dropout_takes_whole_features():
     rate, features = 0.25, np.arange(8 * 32, dtype=np.int32).reshape(8, 32, 1)
     config = FeaturesConfig(buckets=256, dropout=rate)
     layer = config.build(nnx.Rngs(params=KEY), 16, dataclasses.replace(LOUD))
+    layer.table[...] = jax.random.normal(KEY, layer.table.shape)
     whole, some = (np.asarray(layer(features, jnp.float32, key)) for key in (None, KEY))
     lost = (some == 0).all(-1)
     np.testing.assert_allclose(some[~lost], whole[~lost] / (1 - rate), rtol=1e-6)
