@@ -32,7 +32,7 @@ from lm_jax.optim.schedules import Schedule
 from lm_jax.train.checkpoint import CheckpointConfig
 from lm_jax.train.trainer import TrainConfig
 
-RECURRENT = {"lstm": 900, "gru": 900}  # steps that take about as long as the Transformer's
+RECURRENT = {"lstm": 600, "gru": 750}  # steps that take about as long as the Transformer's
 
 
 def pattern(kind: str, smoke: bool) -> tuple[BlockConfig, ...]:
