@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from lm_jax.core.config import from_json, to_json
 from lm_jax.core.errors import DataError
 from lm_jax.data.tokenizers import (
     BPE,
@@ -150,3 +151,9 @@ def test_sentencepiece_gives_the_published_encodings():
         assert [1, *tokenizer.encode(prompt["text"]).tolist()] == prompt["ids"]  # they start with BOS
     again = Tokenizer.from_json(json.loads(json.dumps(tokenizer.to_json())))
     assert again.decode(again.encode("Once upon a time")) == "Once upon a time"
+
+
+def test_configs_of_runs_may_name_the_package():
+    """As they did when it was one file."""
+    assert from_json({"class": "lm_jax.data.tokenizers.BPE", "vocab_size": 300}) == BPE(vocab_size=300)
+    assert from_json(to_json(Words(split="lines"))) == Words(split="lines")

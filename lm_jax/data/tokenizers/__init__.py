@@ -1,0 +1,30 @@
+"""Text to token ids and back: a file for each kind of tokenizer."""
+
+from lm_jax.data.tokenizers.base import END, UNKNOWN, Tokenizer, TokenizerConfig
+from lm_jax.data.tokenizers.byte_values import Bytes, ByteTokenizer
+from lm_jax.data.tokenizers.characters import Characters, CharacterTokenizer
+from lm_jax.data.tokenizers.huggingface import BPE, HuggingFaceTokenizer, TokenizerFile
+from lm_jax.data.tokenizers.of_run import RunTokenizer
+from lm_jax.data.tokenizers.sentencepiece import SentencePiece, SentencePieceTokenizer
+from lm_jax.data.tokenizers.words import Words, WordTokenizer, split_words, word_places
+
+__all__ = [
+    "BPE",
+    "END",
+    "UNKNOWN",
+    "ByteTokenizer",
+    "Bytes",
+    "CharacterTokenizer",
+    "Characters",
+    "HuggingFaceTokenizer",
+    "RunTokenizer",
+    "SentencePiece",
+    "SentencePieceTokenizer",
+    "Tokenizer",
+    "TokenizerConfig",
+    "TokenizerFile",
+    "WordTokenizer",
+    "Words",
+    "split_words",
+    "word_places",
+]
