@@ -3,8 +3,8 @@
     lm-jax train --config=experiments/sentences.py --workdir=runs/sentences
 
 One encoder reads both languages; a batch of translations is compared each with each. The score is how often the translation of a
-sentence of test_2016_flickr is the nearest of all 1,000. `embed(load("runs/sentences"), texts)`, of `lm_jax.trained`, gives the
-vectors of any texts. After 3.5 minutes on 2 CPU cores the translation is the nearest for 91.0 % of the English sentences, the
+sentence of test_2016_flickr is the nearest of all 1,000. `embed(load(Path("runs/sentences")), texts)`, of `lm_jax.trained`, gives
+the vectors of any texts. After 3.5 minutes on 2 CPU cores the translation is the nearest for 91.0 % of the English sentences, the
 original for 91.8 % of the German ones. `:smoke` is a tiny version for tests. The data is in ../shared/data, or where LM_JAX_DATA
 points to.
 """

@@ -76,6 +76,7 @@ class Experiment(Config):
     def validate(self) -> None:
         """Raises `ConfigError` where components do not fit each other."""
         self._check_family()
+        self.objective.check(self.model)
         data, limit = self.data, self.model.max_length()
         evals = {f"evals {e.name!r} length": data.row_length(e.length) for e in self.evals}
         lengths = {"data.length": data.row_length()} | evals

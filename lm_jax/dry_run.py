@@ -38,11 +38,12 @@ def plan(experiment: Experiment, num_devices: int, chip: str | None = None) -> l
     if schedule is not None:
         lines.append(f"pipeline: {schedule}")
     rows, accumulate = data.batch_size // experiment.step.accumulate, experiment.step.accumulate
-    least = least_bytes(experiment.model, parts.shapes, parts.axes, layout, mesh, rows, data.length)
+    texts = rows * data.texts_per_row
+    least = least_bytes(experiment.model, parts.shapes, parts.axes, layout, mesh, texts, data.length)
     sent = {name: value * accumulate / 1e9 for name, value in least.items() if value}
     total = f"{sum(sent.values()):,.2f} GB" + (f" ({', '.join(f'{n} {v:,.2f}' for n, v in sent.items())})" if sent else "")
     lines.append(f"it sends at least {total} a step, without rematerialisation")
-    tokens = data.batch_size * data.length
+    tokens = data.batch_size * data.texts_per_row * data.length
     flops = tokens * experiment.model.flops_per_token(data.length, causal=True)
     line = f"{tokens:,} tokens and {flops:.3g} FLOPs a step"
     if kind is not None:

@@ -134,6 +134,7 @@ def pipeline_schedule(experiment: Experiment, mesh: Mesh | AbstractMesh, num_row
         return None
     if num_rows is None:
         num_rows = experiment.data.batch_size // experiment.step.accumulate
+    num_rows *= experiment.data.texts_per_row
     rest = dataclasses.replace(layout, batch=tuple(axis for axis in layout.batch if axis not in layout.layers))
     stacks = experiment.model.stacks().values()
     return [stack.schedule(num_rows // rest.ways("batch", mesh), stages, layout.micro_batches) for _, stack in stacks][-1]

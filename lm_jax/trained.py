@@ -1,6 +1,7 @@
 """A trained model, out of the checkpoint of a run: its scores and the texts that it writes."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from lm_jax.config import Experiment
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import Params
 from lm_jax.core.sharding import Layout, local_rows, shard_batch
+from lm_jax.core.types import Array
 from lm_jax.data.base import Prepared
 from lm_jax.data.text_pairs import TextPairs
 from lm_jax.data.tokenizers import Tokenizer
@@ -107,7 +109,6 @@ def embed(trained: Trained, texts: Sequence[str], batch_size: int = 64) -> np.nd
     data, model = trained.experiment.data, nnx.merge(trained.graph, trained.params)
     if not isinstance(model, SentenceEncoder) or not isinstance(data, TextPairs):
         raise ConfigError(f"a {type(model).__name__} embeds no texts; embed is for a SentenceEncoder trained on TextPairs")
-    vectors = jax.jit(lambda tokens_BT, segments_BT: model.vectors(tokens_BT, segments_BT)[0])
     rows = [data.row(ids, trained.tokenizer) for ids in trained.tokenizer.encode_batch(texts)]
     found = np.zeros((len(rows), model.config.width), np.float32)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -118,8 +119,13 @@ def embed(trained: Trained, texts: Sequence[str], batch_size: int = 64) -> np.nd
         segments[:, 0] = 1  # of rows without a text too, so that all are numbers
         for at, number in enumerate(part):
             tokens[at, : len(rows[number])], segments[at, : len(rows[number])] = rows[number], 1
-        found[part] = vectors(tokens, segments)[: len(part)]
+        found[part] = _vectors(trained.params, tokens, segments, graph=trained.graph)[: len(part)]
     return found
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _vectors(params: Params, tokens_BT: Array, segments_BT: Array, *, graph: nnx.GraphDef) -> Array:
+    return nnx.merge(graph, params).vectors(tokens_BT, segments_BT)[0]
 
 
 def continuations(

@@ -41,3 +41,9 @@ def test_an_unknown_chip_is_refused_with_those_that_are_known():
     experiment = load_experiment(["--config=experiments/shakespeare.py"])
     with pytest.raises(ConfigError, match=r"'H900' is not known; these are: NVIDIA A100, .*TPU v6e"):
         plan(experiment, 1, "H900")
+
+
+def test_both_texts_of_a_pair_are_counted():
+    experiment = load_experiment(["--config=experiments/sentences.py:smoke"])
+    flops = 2 * 8 * 64 * experiment.model.flops_per_token(64, causal=True)
+    assert plan(experiment, 1)[-1] == f"{2 * 8 * 64:,} tokens and {flops:.3g} FLOPs a step"

@@ -71,7 +71,7 @@ class Prepared(Protocol):
     def eval_batches(
         self, split: str, batch_size: int | None = None, length: int | None = None, rows: slice = slice(None)
     ) -> Iterable[Batch]:
-        """The whole split once, in batches of one shape; sizes default to those of training."""
+        """The whole split once, in batches of one shape, or of few; sizes default to those of training."""
         ...
 
     def num_bytes(self, split: str) -> int:
@@ -90,6 +90,7 @@ class DataConfig(Config):
     inputs: ClassVar[frozenset[str]]
     targets: ClassVar[frozenset[str]]
     optional: ClassVar[frozenset[str]] = frozenset({"tokens", "prefix"})
+    texts_per_row: ClassVar[int] = 1  # each of `length` tokens
 
     length: int = 256
     batch_size: int = 8

@@ -85,9 +85,10 @@ class BucketLoader:
         few = [(size, len(own)) for size, own in zip(buckets.sizes, buckets.members, strict=True) if 0 < len(own) < batch_size]
         if full and few:
             size, number = few[0]
+            rest = [known for known in buckets.sizes if known != (size if size != buckets.sizes[-1] else buckets.sizes[-2:][0])]
             raise DataError(
-                f"the bucket of {size} has {number:,} training examples, fewer than one of batch_size={batch_size}: take smaller "
-                f"batches, or leave {size} (where it is the last one, that before) out of the buckets {list(buckets.sizes)}"
+                f"the bucket of {size} has {number:,} training examples, fewer than one batch of batch_size={batch_size}: take "
+                f"smaller batches{f', or the buckets {rest}' if rest else ''}"
             )
         self.fingerprint: dict[str, Any] = {
             "format": FORMAT,

@@ -25,6 +25,8 @@ class TextPairs(PairData):
     targets: ClassVar[frozenset[str]] = frozenset({"pairs"})
     inputs: ClassVar[frozenset[str]] = frozenset({"pair_tokens"})
 
+    texts_per_row: ClassVar[int] = 2
+
     buckets: tuple[int, ...] | None = None
 
     def validate(self) -> None:
@@ -80,7 +82,7 @@ class PreparedTextPairs(PreparedBuckets):
     @property
     def tokens_per_row(self) -> float:
         """See `Prepared.tokens_per_row`: of both texts."""
-        return 2 * self.buckets("train").mean_size(self.config.batch_size, full=True)
+        return self.config.texts_per_row * self.buckets("train").mean_size(self.config.batch_size, full=True)
 
     def sizes(self, split: str) -> str:
         """See `PreparedSplits.sizes`."""

@@ -26,7 +26,7 @@ class ExtractionConfig(EvalConfig):
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"tags"})
-    reads: ClassVar[tuple[str, ...]] = ("parts", "references")
+    reads: ClassVar[tuple[str, ...]] = ("parts", "sources", "references")
 
     batch_size: int = 8
     show: int = 4
@@ -55,8 +55,8 @@ class ExtractionConfig(EvalConfig):
         yield "f1", float(2 * np.sum(true_S & found_S) / max(np.sum(true_S) + np.sum(found_S), 1))
         yield "num_examples", float(len(texts))
         shown = zip(data.sources(self.split), texts, data.references(self.split), strict=True)
-        for source, text, (reference,) in itertools.islice(shown, self.show):
-            yield Shown(f"{source}\n", text, {"eval": self.name, "reference": reference})
+        for source, text, known in itertools.islice(shown, self.show):
+            yield Shown(f"{source}\n", text, {"eval": self.name, "reference": "\n".join(known)})
 
 
 def chosen(advantages: np.ndarray) -> np.ndarray:

@@ -23,8 +23,8 @@ class GenerationConfig(EvalConfig):
     beam search finds for a split of pairs (1 beam: greedy), and their number.
 
     Texts are of up to `max_tokens` tokens. With `limit` only the first so many examples are read; the first `show` are shown,
-    beside what an encoder-decoder attends to while it writes each token. Every device writes all texts: a mesh does not make
-    this faster.
+    beside what an encoder-decoder attends to while it writes each token (not where layers are split over a pipeline). Every device
+    writes all texts: a mesh does not make this faster.
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"next words"})

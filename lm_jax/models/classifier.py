@@ -73,7 +73,7 @@ class Classifier(TextModel):
 
     def __init__(self, config: ClassifierConfig, rngs: nnx.Rngs):
         super().__init__(config, rngs)
-        self.features = None if config.features is None else config.features.build(rngs, config.width, config.init)
+        self.features = None if config.features is None else config.features.build(rngs, config.width)
 
     def _embed(self, batch: Batch, place: Place, key: Array | None) -> Array:
         keys = (None, None) if key is None else jax.random.split(key)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from lm_jax.core.config import Config
 from lm_jax.core.local import all_sum, own_tokens, part
 from lm_jax.core.types import Array, Mean
+from lm_jax.models.base import ModelConfig
 
 Objective = Callable[..., dict[str, Mean]]  # (model, batch, *, key) -> named terms, of which "loss" is minimised
 
@@ -23,6 +24,9 @@ class ObjectiveConfig(Config):
     targets: ClassVar[frozenset[str]]
 
     chunks: int = 1
+
+    def check(self, model: ModelConfig) -> None:
+        """Raises `ConfigError` where the model is none for this objective, though their targets agree."""
 
     def build(self) -> Objective:
         """The objective."""

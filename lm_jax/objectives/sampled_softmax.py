@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import all_sum, part
 from lm_jax.core.types import Array, Batch, Mean
-from lm_jax.models.text import TextModel
+from lm_jax.models.text import TextConfig, TextModel
 from lm_jax.objectives.base import ObjectiveConfig
 from lm_jax.objectives.lm import LMConfig
 
@@ -37,6 +37,15 @@ class SampledSoftmaxConfig(ObjectiveConfig):
         if self.common < 0 or self.samples < 1:
             raise ConfigError(f"common={self.common} must not be negative, and samples={self.samples} must be at least 1")
 
+    def check(self, model: TextConfig) -> None:
+        """Raises `ConfigError` where the samples are all words, or modules would not be trained."""
+        if self.common + self.samples >= model.num_outputs:
+            raise ConfigError(
+                f"objective: common={self.common} and samples={self.samples} are all {model.num_outputs:,} words; take an LMConfig"
+            )
+        if getattr(model, "multi_token", None) is not None:
+            raise ConfigError("objective: a sampled softmax trains no module of model.multi_token: leave that out")
+
     def build(self) -> "SampledSoftmax":
         """The objective."""
         return SampledSoftmax(self)
@@ -51,14 +60,10 @@ class SampledSoftmax:
     def __call__(self, model: TextModel, batch: Batch, *, key: Array | None = None) -> dict[str, Mean]:
         """Sums over all positions, weighted by `batch["weights"]`, with the sum of the weights as count."""
         config, V = self.config, model.config.num_outputs
-        if config.common + config.samples >= V:
-            raise ConfigError(f"common={config.common} and samples={config.samples} are all {V:,} words: take an LMConfig instead")
         if key is None:
             return LMConfig().build()(model, batch)
         model = model.with_whole_head(batch["weights"])
         output = model(batch, key=jax.random.fold_in(key, 0))
-        if output.further:
-            raise ConfigError("a sampled softmax trains no module of model.multi_token: leave it out, or take an LMConfig")
         others = jax.random.choice(jax.random.fold_in(key, 1), V - config.common, (config.samples,), replace=False)
         ids_S = jnp.concatenate([jnp.arange(config.common), config.common + others])
         stands_for_S = jnp.where(ids_S < config.common, 1.0, (V - config.common) / config.samples)

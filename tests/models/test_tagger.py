@@ -29,7 +29,11 @@ KEY = jax.random.key(0)
 def tagger(**more):
     layer = BlockConfig(mixer=RecurrentConfig(direction="both", size=16), feed_forward=None)
     fields = {"vocab_size": 258, "classes": 4, "width": 32, "stack": StackConfig(pattern=(layer,), repeats=1)}
-    fields |= {"init": dataclasses.replace(LOUD), "features": FeaturesConfig(buckets=24), "head": TaggerConfig().head}
+    fields |= {
+        "init": dataclasses.replace(LOUD),
+        "features": FeaturesConfig(buckets=24, initial_std=1.0),
+        "head": TaggerConfig().head,
+    }
     return TaggerConfig(**(fields | more))
 
 
@@ -41,8 +45,6 @@ def tagged_batch():
 
 def test_features_add_the_rows_of_their_numbers_modulo_the_buckets():
     model, data = tagger().build(KEY), tagged_batch()
-    assert not np.any(model.features(data["features"], jnp.float32, None))  # what was never met adds nothing
-    model.features.table[...] = jax.random.normal(KEY, model.features.table.shape)
     table = np.asarray(model.features.table[...], np.float64)
     expected = np.zeros((*data["tokens"].shape, 32))
     for place in np.ndindex(*data["features"].shape):
@@ -53,14 +55,13 @@ def test_features_add_the_rows_of_their_numbers_modulo_the_buckets():
     assert np.abs(score(model, data) - score(model, other)).max() > 0.1
     plain = tagger(features=None).build(KEY)
     np.testing.assert_array_equal(score(plain, data), score(plain, other))
+    assert not np.any(FeaturesConfig(buckets=24).build(nnx.Rngs(params=KEY), 32).table)  # what was never met adds nothing
     assert tagger().inputs == {"tokens", "features"} and tagger(features=None).inputs == {"tokens"}
 
 
 def test_dropout_takes_whole_features():
     rate, features = 0.25, np.arange(8 * 32, dtype=np.int32).reshape(8, 32, 1)
-    config = FeaturesConfig(buckets=256, dropout=rate)
-    layer = config.build(nnx.Rngs(params=KEY), 16, dataclasses.replace(LOUD))
-    layer.table[...] = jax.random.normal(KEY, layer.table.shape)
+    layer = FeaturesConfig(buckets=256, dropout=rate, initial_std=1.0).build(nnx.Rngs(params=KEY), 16)
     whole, some = (np.asarray(layer(features, jnp.float32, key)) for key in (None, KEY))
     lost = (some == 0).all(-1)
     np.testing.assert_allclose(some[~lost], whole[~lost] / (1 - rate), rtol=1e-6)
@@ -68,7 +69,9 @@ def test_dropout_takes_whole_features():
 
 
 def test_a_mesh_of_all_kinds_equals_one_device():
-    config = tagger(features=FeaturesConfig(buckets=24, dropout=0.5), dropout=0.2)  # the same is dropped everywhere
+    config = tagger(
+        features=FeaturesConfig(buckets=24, dropout=0.5, initial_std=1.0), dropout=0.2
+    )  # the same is dropped everywhere
     graph, params = split(config.build(KEY))
     step = jax.jit(lambda params, data: gradients(params, data, KEY, graph=graph, objective=LMConfig().build()))
     grads, terms = step(params, tagged_batch())
@@ -86,6 +89,7 @@ def test_bad_values_are_named():
         ({"pool": "mean"}, "pool='mean': the tokens of a text have tags of their own"),
         ({"features": FeaturesConfig(buckets=0)}, "buckets=0"),
         ({"features": FeaturesConfig(dropout=1.0)}, "dropout=1.0"),
+        ({"features": FeaturesConfig(initial_std=-1.0)}, "initial_std=-1.0"),
     ):
         with pytest.raises(ConfigError, match=message):
             validate_tree(tagger(**more))

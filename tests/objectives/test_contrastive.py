@@ -108,6 +108,7 @@ MESHES = {
         ("coca", "fsdp-cp-tp"),
         ("coca", "pp-dp-tp"),
         ("sentences", "fsdp-cp-tp"),
+        ("sentences", "pp-dp-tp"),
     ],
 )
 def test_the_global_batch_is_compared_on_any_mesh(name, mesh):

@@ -1,9 +1,13 @@
 """Sampled softmax against the definition in float64, against the whole softmax, and on a mesh against one device."""
 
+import dataclasses
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
+from lm_jax.config import load_experiment
 from lm_jax.core.config import validate_tree
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.mesh import MeshShape
@@ -73,13 +77,15 @@ def test_all_words_without_a_key():
     assert float(SAMPLED.build()(model, data)["loss"].value) == exact
 
 
-def test_what_it_cannot_do_is_refused():
-    model, data = llama().build(KEY), weighted_batch()
-    with pytest.raises(ConfigError, match="common=39 and samples=1 are all 40 words"):
-        SampledSoftmaxConfig(common=39, samples=1).build()(model, data, key=KEY)
-    further = llama(multi_token=MultiTokenConfig(block=model.config.stack.pattern[0])).build(KEY)
+def test_what_it_cannot_do_is_refused_with_the_config():
+    experiment = load_experiment([f"--config={Path(__file__).parents[2] / 'experiments' / 'wikitext2.py'}:smoke"])
+    validate_tree(experiment)
+    few = dataclasses.replace(experiment.model, vocab_size=16)
+    with pytest.raises(ConfigError, match="common=8 and samples=8 are all 16 words"):
+        validate_tree(dataclasses.replace(experiment, model=few))
+    further = dataclasses.replace(experiment.model, multi_token=MultiTokenConfig(block=experiment.model.stack.pattern[0]))
     with pytest.raises(ConfigError, match=r"trains no module of model\.multi_token"):
-        SAMPLED.build()(further, data, key=KEY)
+        validate_tree(dataclasses.replace(experiment, model=further))
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -8,6 +8,10 @@ from lm_jax.data.tokenizers.of_run import RunTokenizer
 from lm_jax.data.tokenizers.sentencepiece import SentencePiece, SentencePieceTokenizer
 from lm_jax.data.tokenizers.words import Words, WordTokenizer, split_words, word_places
 
+# Records of runs, and keys of prepared data, name the package wherever in it a config stands.
+for _config in (BPE, Bytes, Characters, RunTokenizer, SentencePiece, TokenizerFile, Words):
+    _config.__module__ = __name__
+
 __all__ = [
     "BPE",
     "END",
