@@ -69,8 +69,7 @@ class TextConfig(ModelConfig):
 
     def max_length(self) -> int | None:
         """See `ModelConfig.max_length`."""
-        table = self.embedding.positions
-        return None if table is None else table.length - table.offset
+        return self.embedding.max_length()
 
     def flops_per_token(self, length: int, *, causal: bool) -> float:
         """See `ModelConfig.flops_per_token`."""

@@ -66,8 +66,7 @@ class TwoTowerConfig(ModelConfig):
 
     def max_length(self) -> int | None:
         """See `ModelConfig.max_length`: of texts."""
-        table = self.embedding.positions
-        return None if table is None else table.length - table.offset
+        return self.embedding.max_length()
 
     def flops_per_token(self, length: int, *, causal: bool) -> float:
         """See `ModelConfig.flops_per_token`: of the text and its image, per token of the text."""

@@ -40,6 +40,10 @@ class EmbeddingConfig(Config):
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")
 
+    def max_length(self) -> int | None:
+        """The longest row that the position table has vectors for; None without one."""
+        return None if self.positions is None else self.positions.length - self.positions.offset
+
     def build(self, rngs: nnx.Rngs, vocab_size: int, width: int, init: Init) -> "Embedding":
         """The layer for ids below `vocab_size`."""
         return Embedding(self, rngs, vocab_size, width, init)
