@@ -61,7 +61,7 @@ class OptimizerConfig(Config):
 
     def transform(self, axes: Any) -> optax.GradientTransformation:
         """Float32 gradients to the directions above, given the parameters' logical axes. Every optimizer defines it."""
-        raise NotImplementedError(f"{type(self).__name__} is no optimizer; use AdamW, Adafactor, Adagrad, Lion or Muon")
+        raise NotImplementedError(f"{type(self).__name__} is no optimizer; use AdamW, Adafactor, Adagrad, Lion, Muon or SGD")
 
     def peaks(self, axes: Any) -> Any:
         """The tree of peak learning rates, one float per parameter."""

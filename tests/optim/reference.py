@@ -41,6 +41,14 @@ def adagrad(p, grads, rates, decay, initial=0.0, eps=1e-20):
     return p
 
 
+def sgd(p, grads, rates, decay, momentum=0.0, nesterov=False):
+    m = np.zeros_like(p)
+    for g, rate in zip(grads, rates, strict=True):
+        m = momentum * m + g
+        p = p - rate * ((momentum * m + g if nesterov else m) + decay * p)
+    return p
+
+
 def lion(p, grads, rates, decay, b1=0.9, b2=0.99):
     m = np.zeros_like(p)
     for g, rate in zip(grads, rates, strict=True):

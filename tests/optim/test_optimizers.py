@@ -16,6 +16,7 @@ from lm_jax.optim.base import OptimizerConfig
 from lm_jax.optim.lion import Lion
 from lm_jax.optim.muon import JORDAN, Muon
 from lm_jax.optim.schedules import Schedule
+from lm_jax.optim.sgd import SGD
 from tests.optim import reference
 from tests.optim.trees import AXES, SMALL, draw, paths
 
@@ -79,6 +80,13 @@ def test_adagrad_leaves_what_was_never_seen_and_does_not_mind_the_scale_of_the_l
     np.testing.assert_allclose(params["a"], [1.0, 0.9, 0.9 + 0.1 * 2 / 5**0.5], rtol=1e-5)
 
 
+@pytest.mark.parametrize("momentum,nesterov", [(0.0, False), (0.9, False), (0.9, True)])
+def test_sgd(momentum, nesterov):
+    config = SGD(learning_rate=1.0, weight_decay=0.5, momentum=momentum, nesterov=nesterov, schedule=SCHEDULE)
+    state = check(config, lambda path, *rest: reference.sgd(*rest, momentum, nesterov), counters=False)
+    assert bool(jax.tree.leaves(state)) == (momentum > 0)
+
+
 def test_lion():
     check(Lion(learning_rate=0.01, weight_decay=0.5, schedule=SCHEDULE), lambda path, *rest: reference.lion(*rest))
 
@@ -135,7 +143,7 @@ def test_embeddings_are_not_decayed_where_so_asked():
         assert {path for path, p in paths(params).items() if not np.array_equal(p, start[path])} == expected
 
 
-OPTIMIZERS = [AdamW(), Adagrad(), Lion(), Adafactor(min_factored=16, momentum=0.9), Muon()]
+OPTIMIZERS = [AdamW(), Adagrad(), Lion(), Adafactor(min_factored=16, momentum=0.9), Muon(), SGD(momentum=0.9)]
 
 
 @pytest.mark.parametrize("config", OPTIMIZERS, ids=lambda c: type(c).__name__)
@@ -193,6 +201,8 @@ def test_the_learning_rate_is_that_of_the_trainers_step():
         (Muon(iteration_dtype="int8"), "iteration_dtype"),
         (Muon(adam_learning_rate=-1.0), "adam_learning_rate"),
         (Muon(schedule=Schedule(shape="step")), "shape"),
+        (SGD(momentum=1.0), "momentum"),
+        (SGD(nesterov=True), "nesterov"),
     ],
 )
 def test_bad_fields_are_named(config, word):
