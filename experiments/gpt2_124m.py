@@ -12,6 +12,7 @@ version for tests.
 import dataclasses
 
 from lm_jax.config import Experiment, SamplesConfig
+from lm_jax.core.config import check_choice
 from lm_jax.core.mesh import MeshShape
 from lm_jax.data.packing import Packing
 from lm_jax.data.sources import JsonLines
@@ -41,6 +42,7 @@ NUM_DEVICES = 8  # what the sharding check in the tests runs on
 
 def get_config(arg: str = "") -> Experiment:
     """The run; `arg` "smoke" shrinks it to seconds."""
+    check_choice("variant", arg, ("", "smoke"))
     norm = NormConfig(kind="layer", bias=True, epsilon=1e-5)
     block = BlockConfig(
         norm=norm,

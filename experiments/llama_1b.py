@@ -14,6 +14,7 @@ from gpt2_124m import get_config as gpt2
 from gpt2_124m import smoke
 
 from lm_jax.config import Experiment
+from lm_jax.core.config import check_choice
 from lm_jax.models.decoder import DecoderConfig
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
@@ -31,6 +32,7 @@ NUM_DEVICES = 8
 
 def get_config(arg: str = "") -> Experiment:
     """The run; `arg` "smoke" shrinks it to seconds."""
+    check_choice("variant", arg, ("", "smoke"))
     norm = NormConfig(epsilon=1e-5)
     block = BlockConfig(
         norm=norm,

@@ -14,6 +14,7 @@ features (`python -m benchmarks.ner_peer`): 72.5 %, after 8 minutes of one core.
 from shared_data import folder
 
 from lm_jax.config import Experiment
+from lm_jax.core.config import check_choice
 from lm_jax.data.tagged import TaggedLines, TaggedText
 from lm_jax.data.tokenizers import Words
 from lm_jax.evals.tagging import TaggingConfig
@@ -38,6 +39,7 @@ def sentences(split: str) -> TaggedLines:
 
 def get_config(arg: str = "") -> Experiment:
     """The run; "smoke" shrinks it to seconds."""
+    check_choice("variant", arg, ("", "smoke"))
     smoke = arg == "smoke"
     width = 16 if smoke else 128
     layer = BlockConfig(mixer=RecurrentConfig(direction="both", size=width), feed_forward=None, dropout=0.3)

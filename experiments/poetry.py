@@ -10,6 +10,7 @@ cores: 7 minutes, test loss 4.55 nats per character. `:smoke` is a tiny version 
 from shared_data import folder
 
 from lm_jax.config import Experiment, SamplesConfig
+from lm_jax.core.config import check_choice
 from lm_jax.data.packing import Packing
 from lm_jax.data.sources import JsonLines
 from lm_jax.data.splits import HashSplit
@@ -35,6 +36,7 @@ from lm_jax.train.trainer import TrainConfig
 
 def get_config(arg: str = "") -> Experiment:
     """The run; `arg` "smoke" shrinks it to seconds."""
+    check_choice("variant", arg, ("", "smoke"))
     smoke = arg == "smoke"
     block = BlockConfig(
         mixer=AttentionConfig(num_heads=4, rotary=RotaryConfig(), qk_norm=NormConfig()),

@@ -9,6 +9,7 @@ the validation split. On 2 CPU cores: 2 minutes, validation loss 1.56 nats per c
 from pathlib import Path
 
 from lm_jax.config import Experiment, SamplesConfig
+from lm_jax.core.config import check_choice
 from lm_jax.data.packing import Packing
 from lm_jax.data.sources import TextFiles
 from lm_jax.data.splits import TailFraction
@@ -36,6 +37,7 @@ TEXT = Path(__file__).parent / "data" / "shakespeare.txt"
 
 def get_config(arg: str = "") -> Experiment:
     """The run; `arg` "smoke" shrinks it to seconds."""
+    check_choice("variant", arg, ("", "smoke"))
     smoke = arg == "smoke"
     block = BlockConfig(
         mixer=AttentionConfig(num_heads=4, rotary=RotaryConfig(), qk_norm=NormConfig()),

@@ -12,6 +12,7 @@ arXiv:1409.0473). On 2 CPU cores `:transformer` reaches BLEU 34.8 on test_2016_f
 from shared_data import folder
 
 from lm_jax.config import Experiment
+from lm_jax.core.config import check_choice
 from lm_jax.data.pairs import PairedText, Pairs
 from lm_jax.data.sources import TextFiles
 from lm_jax.data.tokenizers import BPE
@@ -68,8 +69,10 @@ def stacks(kind: str, layers: int) -> tuple[EmbeddingConfig, StackConfig, StackC
 
 def get_config(arg: str = "transformer") -> Experiment:
     """The run of a kind of model; "smoke" shrinks it to seconds."""
+    arg = arg or "transformer"
+    check_choice("variant", arg, ("transformer", "original", "luong", "bahdanau", "smoke"))
     smoke = arg == "smoke"
-    embedding, encoder, decoder = stacks("transformer" if smoke else arg or "transformer", 1 if smoke else 4)
+    embedding, encoder, decoder = stacks("transformer" if smoke else arg, 1 if smoke else 4)
     return Experiment(
         data=PairedText(
             train=pairs("val" if smoke else "train"),

@@ -77,6 +77,12 @@ def placed():
             yield from ((name, str(number), number) for number in layouts)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_variant_that_does_not_exist_is_refused(name):
+    with pytest.raises((ConfigError, ValueError), match="smokes"):
+        module(name).get_config("smokes")
+
+
 @pytest.mark.parametrize(("name", "arg", "num_devices"), list(placed()))
 def test_a_step_checks_on_an_abstract_mesh_and_keeps_every_sharding(name, arg, num_devices):
     loaded = module(name)

@@ -43,12 +43,13 @@ def read_config(workdir: Path) -> Config:
 
 # Where a run computes does not change what it computes: a run may go on with these fields changed.
 _FREE = ("mesh.", "layout.")
+_NAMED = 8  # differences that an error names; the other model of another experiment has a hundred
 
 
 def claim_config(workdir: Path, config: Config) -> None:
     """Writes the config into the run directory. The run that is there already must have the same one, mesh and layout apart.
 
-    Raises `ConfigError` with the differing fields when it is the directory of another run.
+    Raises `ConfigError` with the first differing fields when it is the directory of another run.
     """
     path = workdir / "config.json"
     differing = []
@@ -57,9 +58,9 @@ def claim_config(workdir: Path, config: Config) -> None:
     if not differing:
         write_json(path, to_json(config))
     else:
-        raise ConfigError(
-            f"{workdir} belongs to a run with another config; take another --workdir. Different: " + "; ".join(differing)
-        )
+        more = f"; and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
+        named = "; ".join(differing[:_NAMED])
+        raise ConfigError(f"{workdir} belongs to a run with another config; take another --workdir. Different: {named}{more}")
 
 
 def versions() -> dict[str, Any]:
