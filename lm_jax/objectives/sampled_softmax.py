@@ -64,7 +64,8 @@ class SampledSoftmax:
             return LMConfig().build()(model, batch)
         model = model.with_whole_head(batch["weights"])
         output = model(batch, key=jax.random.fold_in(key, 0))
-        others = jax.random.choice(jax.random.fold_in(key, 1), V - config.common, (config.samples,), replace=False)
+        # The largest of random numbers: without replacement as `jax.random.choice`, which sorts all words, in half the time.
+        _, others = jax.lax.top_k(jax.random.uniform(jax.random.fold_in(key, 1), (V - config.common,)), config.samples)
         ids_S = jnp.concatenate([jnp.arange(config.common), config.common + others])
         stands_for_S = jnp.where(ids_S < config.common, 1.0, (V - config.common) / config.samples)
         targets_BT, weights_BT = (part(batch[name], "residual", 1) for name in ("targets", "weights"))
