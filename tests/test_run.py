@@ -197,6 +197,14 @@ def test_early_stopping(tmp_path):
     assert list(evals(tmp_path / "run")) == [4, 8, 12] and state(tmp_path / "run")["step"] == 12
 
 
+def test_what_is_no_number_is_never_the_best():
+    highest, lowest = EarlyStopConfig(mode="max"), EarlyStopConfig()
+    for best, value, up, down in ((None, 0.5, True, True), (None, math.nan, False, False), (0.5, math.nan, False, False)):
+        assert (highest.better(value, best), lowest.better(value, best)) == (up, down)
+    assert highest.better(0.6, 0.5) and lowest.better(0.4, 0.5) and not lowest.better(0.6, 0.5) and not highest.better(0.5, 0.5)
+    assert not highest.better(math.inf, 0.5)
+
+
 def test_samples_beyond_the_position_table_are_refused_before_training(tmp_path):
     config = experiment(tmp_path)
     config.model.embedding.positions = PositionTableConfig(length=16)

@@ -45,6 +45,8 @@ class ImageTable(Config):
         folder = table.parent / self.folder
         found: dict[str, list[str]] = {}
         for line, row in _rows(table, read_text(table, "strict", counts)):
+            if None in row:
+                raise DataError(f"{table}:{line} has {len(row[None])} cells more than the first line: {row[None]}")
             name, captions = row.get(self.image), row.get(self.caption)
             captions = [captions] if isinstance(captions, str) else captions
             if not isinstance(name, str) or not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
@@ -52,7 +54,9 @@ class ImageTable(Config):
                     f"{table}:{line}: {self.image!r} must be a file and {self.caption!r} its caption or captions; "
                     f"found {name!r} and {captions!r} among {', '.join(map(str, row))}"
                 )
-            found.setdefault(name, []).extend(caption.strip() for caption in captions if caption.strip())
+            kept = [caption.strip() for caption in captions if caption.strip()]
+            found.setdefault(name, []).extend(kept)
+            counts["captions dropped: blank"] += len(captions) - len(kept)
         listed = [Listed(name, folder / name, tuple(captions)) for name, captions in found.items()]
         without = [image.name for image in listed if not image.captions]
         if without and self.uncaptioned == "error":

@@ -27,7 +27,7 @@ class MaskedWords(Denoise):
     |---|---|
     | "token" | one token |
     | "word" | all tokens of a word (whole word masking) |
-    | "span" | a run of words, whose number is geometric with parameter `stop`, at most `longest` (SpanBERT, arXiv:1907.10529) |
+    | "span" | a run of words, from 1 to `longest`, geometric with parameter `stop` (SpanBERT, arXiv:1907.10529) |
 
     The last word or span is chosen whole. In a batch "tokens" are what is left, "targets" the text, "weights" 1 where it is chosen.
     The mask token is the one after those of the tokenizer.
@@ -102,9 +102,9 @@ class WordMasker(Denoiser):
         config = self._config
         if config.unit == "span":
             # Every word may begin a span; a word is in the one of lowest score that covers it.
-            u = 1 - draws.uniform(_LENGTH, length)
+            u, beyond = draws.uniform(_LENGTH, length), (1 - config.stop) ** config.longest
             with np.errstate(divide="ignore"):
-                reach = np.log(u) / np.log1p(-config.stop)  # how many words go on; 0 for stop=1
+                reach = np.log(1 - u * (1 - beyond)) / np.log1p(-config.stop)  # how many words go on; 0 for stop=1
             first = scores
             for back in range(1, min(config.longest, length)):
                 before = np.where(reach[:, :-back] >= back, first[:, :-back], _NEVER)

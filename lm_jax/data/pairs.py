@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from lm_jax.core.errors import DataError
 from lm_jax.core.types import Batch
 from lm_jax.data.examples import Example
 from lm_jax.data.questions import SquadFiles
-from lm_jax.data.sources import Counts, Document, Source
+from lm_jax.data.sources import Counts, Source
 from lm_jax.data.supervised import ExampleData, PreparedExamples
 from lm_jax.data.tokenizers import Tokenizer
 
@@ -46,19 +46,27 @@ class Pairs(Config):
 
     def read(self, counts: Counts) -> Iterator[Pair]:
         """Yields the pairs in order. Raises `DataError` where the sources differ in number, or a document is empty."""
-        sides = [_by_place(side.documents(counts)) for side in (self.source, self.target)]
-        alone = sorted(sides[0].keys() ^ sides[1].keys())
-        if alone and self.empty == "error":
-            sizes = [f"{len(side):,} of {where.files()[0]}" for side, where in zip(sides, (self.source, self.target), strict=True)]
-            found = [side[alone[0]].name for side in sides if alone[0] in side]
+        sources, targets = ([list(file) for file in side.by_file(counts)] for side in (self.source, self.target))
+        files = [side.files() for side in (self.source, self.target)]
+        if len(sources) != len(targets):
             raise DataError(
-                f"{' and '.join(sizes)} are no pairs: {found[0]} has nothing beside it, or white space only ({len(alone):,} such "
-                "in all); align the files, or leave these out with empty='drop'"
+                f"{len(sources)} files of sources ({files[0][0]}, ...) and {len(targets)} of targets are no pairs of files"
             )
-        counts["pairs dropped: a side is empty"] += len(alone)
-        for number, source in sides[0].items():
-            if number in sides[1]:
-                yield Pair(source.name, source.text.strip(), sides[1][number].text.strip())
+        for one, other, *names in zip(sources, targets, *files, strict=False):
+            if len(one) != len(other):
+                raise DataError(f"{len(one):,} of {names[0]} and {len(other):,} of {names[1]} are no pairs; align the files")
+        pairs = [pair for both in zip(sources, targets, strict=True) for pair in zip(*both, strict=True)]
+        blank = [[not document.text.strip() for document in pair] for pair in pairs]
+        halves = [pair[sides.index(True)] for pair, sides in zip(pairs, blank, strict=True) if any(sides) and not all(sides)]
+        if halves and self.empty == "error":
+            raise DataError(
+                f"{halves[0].name} is white space only, and what stands beside it is not ({len(halves):,} such pairs in all); "
+                "write it, or leave these out with empty='drop'"
+            )
+        counts["pairs dropped: a side is empty"] += sum(map(any, blank))
+        for (source, target), sides in zip(pairs, blank, strict=True):
+            if not any(sides):
+                yield Pair(source.name, source.text.strip(), target.text.strip())
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -74,16 +82,6 @@ class AnswerPairs(Config):
         for question in self.questions.read(counts):
             target, *others = dict.fromkeys(text for text, _ in question.answers)
             yield Pair(question.name, f"{question.question}{self.between}{question.context}", target, tuple(others))
-
-
-def _by_place(documents: Iterable[Document]) -> dict[tuple[int, int], Document]:
-    """The documents by (number of the file, number in the file): empty ones, which sources leave out, leave a gap."""
-    files: dict[str, int] = {}
-    found = {}
-    for document in documents:
-        file, _, number = document.name.rpartition(":")
-        found[files.setdefault(file or number, len(files)), int(number) if file else 0] = document
-    return found
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -42,19 +42,24 @@ class PixelsConfig(Config):
     def read(self, path: Path) -> np.ndarray:
         """uint8 [height, width, 3] of an image file.
 
-        Grey and palette images become RGB; what is transparent is seen on white. The image is scaled (antialiased, bilinear), its
-        sides in proportion, to the least size that covers the result, and the middle of it is taken. Raises `DataError`, naming the
-        file, for one that is missing or cannot be decoded.
+        Grey (of 8 or 16 bits) and palette images become RGB; what is transparent is seen on white. The image is scaled
+        (antialiased, bilinear), its sides in proportion, to the least size that covers the result, and the middle of it is taken.
+        Raises `DataError`, naming the file, for one that is missing, cannot be decoded, or holds no shades (modes I and F).
         """
         Image, size = pillow(), (self.width, self.height)
         try:
             with Image.open(path) as image:
+                mode = image.mode
+                if mode.startswith("I;16"):
+                    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
                 if image.has_transparency_data:
                     image = image.convert("RGBA")
                     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
                 image = image.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises each of them
             raise DataError(f"{path} is no image that can be read: {error}") from error
+        if mode in ("I", "F"):
+            raise DataError(f"{path} has pixels of mode {mode}, of no known range; expected 8 bits a channel, or 16-bit grey")
         if image.size == size:
             return np.asarray(image)
         scale = min(image.width / self.width, image.height / self.height)

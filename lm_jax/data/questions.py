@@ -129,7 +129,10 @@ class Questions(ExampleData):
         kept = int(np.searchsorted(np.cumsum([len(part) for part in ids]), self.question_length, side="right"))
         counts["questions cut"] += kept < len(asked)
         head = [*ids[:kept], np.array([eos])]
-        windows = self._windows([len(tokens[word]) for word in words], self.length - sum(map(len, head)))
+        room = self.length - sum(map(len, head))
+        context = [tokens[word][:room] for word in words]
+        counts["words cut to a window"] += sum(len(tokens[word]) > room for word in words)
+        windows = self._windows([len(part) for part in context], room)
         counts["contexts cut into several windows"] += len(windows) > 1
         for window in windows:
             targets = np.zeros(len(head) + window.stop - window.start, np.int32)
@@ -139,7 +142,7 @@ class Questions(ExampleData):
                     targets[len(head) + last - window.start] |= END
             counts["windows without a whole answer"] += not targets.any()
             arrays = aligned(
-                [*head, *(tokens[word] for word in words[window])],
+                [*head, *context[window]],
                 targets,
                 np.concatenate([begin[:kept], middle, body[window]]),
                 weights=np.arange(len(targets)) >= len(head),
@@ -147,7 +150,7 @@ class Questions(ExampleData):
             yield Example(question.name, arrays), Place(number, characters[window])
 
     def _windows(self, sizes: list[int], room: int) -> list[slice]:
-        """The words of each window, which together have all words of `sizes` tokens, with at most `room` tokens each."""
+        """The words of each window, at most `room` tokens; together they have all words of `sizes` tokens (none above `room`)."""
         ends = np.cumsum([0, *sizes])
         first, windows = 0, []
         while True:

@@ -31,10 +31,20 @@ class Source(Config):
     """Base of the sources."""
 
     def documents(self, counts: Counts) -> Iterator[Document]:
-        """Yields the documents in a fixed order. `counts` learns what was changed or left out, by reason.
+        """Yields the documents in a fixed order; those of white space only are dropped.
 
-        Raises `DataError` for what cannot be read, naming the file and the place in it.
+        `counts` learns what was changed or left out, by reason. Raises `DataError` for what cannot be read, naming the file and the
+        place in it.
         """
+        for file in self.by_file(counts):
+            for document in file:
+                if document.text.strip():
+                    yield document
+                else:
+                    counts["documents dropped: white space only"] += 1
+
+    def by_file(self, counts: Counts) -> Iterator[Iterator[Document]]:
+        """The documents of each file, those of white space only as well."""
         raise NotImplementedError(f"{type(self).__name__} is no source; use TextFiles, JsonLines, Table or TfdsDataset")
 
     def files(self) -> list[Path]:
@@ -63,14 +73,10 @@ class FileSource(Source):
         """The files, each pattern's in order of name. Raises `DataError` where there is none."""
         return [path for pattern in self.paths for path in find(pattern)]
 
-    def documents(self, counts: Counts) -> Iterator[Document]:
-        """See `Source.documents`; a document of white space only is dropped."""
+    def by_file(self, counts: Counts) -> Iterator[Iterator[Document]]:
+        """See `Source.by_file`."""
         for path in self.files():
-            for document in self.parse(path, read_text(path, self.encoding_errors, counts)):
-                if document.text.strip():
-                    yield document
-                else:
-                    counts["documents dropped: white space only"] += 1
+            yield self.parse(path, read_text(path, self.encoding_errors, counts))
 
     def parse(self, path: Path, text: str) -> Iterator[Document]:
         """The documents of one file."""
@@ -185,8 +191,12 @@ class Table(FileSource):
                 names = row
             elif row:
                 keys = names or list(map(str, range(len(row))))
-                fields = dict(zip(keys, row, strict=False))
                 where = f"{path}:{rows.line_num}"
+                if len(row) != len(keys):
+                    raise DataError(
+                        f"{where} has {len(row)} cells, and the first line {len(keys)}: {self.delimiter.join(row)[:60]!r}"
+                    )
+                fields = dict(zip(keys, row, strict=True))
                 yield Document(f"{path.name}:{rows.line_num}", _join(fields, self.columns, self.separator, where))
 
 
@@ -205,8 +215,11 @@ class TfdsDataset(Source):
         """The files of the dataset."""
         return find(self.folder)
 
-    def documents(self, counts: Counts) -> Iterator[Document]:
-        """See `Source.documents`."""
+    def by_file(self, counts: Counts) -> Iterator[Iterator[Document]]:
+        """See `Source.by_file`; the examples are taken as of one file."""
+        yield self._examples()
+
+    def _examples(self) -> Iterator[Document]:
         import tensorflow_datasets as tfds
 
         folder = os.path.commonpath([path.parent for path in self.files()])
@@ -215,11 +228,7 @@ class TfdsDataset(Source):
         except Exception as error:
             raise DataError(f"{folder} cannot be read as a TFDS dataset, split {self.split!r}: {error}") from error
         for number, row in enumerate(source):
-            value = _join(row, (self.field,), "", f"{folder} example {number}")
-            if value.strip():
-                yield Document(f"{self.split}:{number}", value)
-            else:
-                counts["documents dropped: white space only"] += 1
+            yield Document(f"{self.split}:{number}", _join(row, (self.field,), "", f"{folder} example {number}"))
 
 
 def _join(row: dict[str, Any], fields: tuple[str, ...], separator: str, where: str) -> str:

@@ -27,7 +27,7 @@ def read_wav(path: Path) -> Sound:
         with wave.open(str(path), "rb") as file:
             channels, width, rate, frames = file.getparams()[:4]
             data = file.readframes(frames)
-    except (OSError, EOFError, wave.Error) as error:
+    except (OSError, EOFError, RuntimeError, wave.Error) as error:  # the module raises each of them
         raise DataError(f"{path} cannot be read as a WAV file: {str(error) or 'it ends too early'}") from error
     if width not in (1, 2, 3, 4) or rate < 1:
         raise DataError(f"{path} has samples of {8 * width} bits, {rate} a second; expected PCM of 8, 16, 24 or 32 bits")

@@ -24,7 +24,8 @@ from lm_jax.evals.base import EvalConfig, Shown
 class RetrievalConfig(EvalConfig):
     """Yields, for each k of `at`, "image_to_text_recall@k": the share of images one of whose texts is among the k nearest of all
     texts of the split, and "text_to_image_recall@k": the share of texts whose image is among the k nearest of all images. Beside
-    them "..._chance@k", what a random order gives. A wrong one that is as near counts as nearer.
+    them "..._chance@k", what a random order gives. A wrong one that is as near counts as nearer, and so does one whose vector is
+    not finite.
 
     `show` images appear with the texts that are nearest to them.
     """
@@ -90,7 +91,7 @@ def text_ranks(images_IE: np.ndarray, texts_TE: np.ndarray, of_text_T: np.ndarra
     ranks = np.empty(len(images_IE), np.int64)
     for number, image_E in enumerate(images_IE):
         near_T, own_T = texts_TE @ image_E, of_text_T == number
-        ranks[number] = np.sum(near_T[~own_T] >= near_T[own_T].max())
+        ranks[number] = np.sum(~(near_T[~own_T] < near_T[own_T].max()))  # true of nan too
     return ranks
 
 
@@ -99,7 +100,7 @@ def image_ranks(images_IE: np.ndarray, texts_TE: np.ndarray, of_text_T: np.ndarr
     ranks = np.empty(len(texts_TE), np.int64)
     for number, (text_E, own) in enumerate(zip(texts_TE, of_text_T, strict=True)):
         near_I = images_IE @ text_E
-        ranks[number] = np.sum(near_I >= near_I[own]) - 1
+        ranks[number] = np.sum(~(near_I < near_I[own])) - 1
     return ranks
 
 

@@ -19,7 +19,10 @@ from lm_jax.models.decoder import DecodeState
 
 
 class _Search(NamedTuple):
-    """K hypotheses of each row are alive, K have ended. Scores are sums of log-probabilities; of ended ones, penalised."""
+    """K hypotheses of each row are alive, K have ended. Scores are sums of log-probabilities; of ended ones, penalised.
+
+    Of a row that is done nothing changes any more, whatever the others of its batch need.
+    """
 
     step: Array  # int32 []
     logits_BKV: Array  # of the token after each that is alive
@@ -28,6 +31,7 @@ class _Search(NamedTuple):
     tokens_BKM: Array
     ended_BK: Array  # float32
     results_BKM: Array  # -1 after the end
+    done_B: Array  # bool
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "beam", "max_tokens", "eos", "num_tokens", "context"))
@@ -67,16 +71,20 @@ def _beam_search(
             tokens_BNM, ends_BN = jnp.take_along_axis(search.tokens_BKM, from_BN[:, :, None], axis=1), new_BN == eos
             likely = jnp.arange(2 * K)[None, :] < K
             worth_BN = jnp.where(ends_BN & likely, scores_BN / (i + 1).astype(jnp.float32) ** penalty, -jnp.inf)
-            ended = _best(K, (search.ended_BK, worth_BN), (search.results_BKM, tokens_BNM))
+            worth_BN = jnp.where(search.done_B[:, None], -jnp.inf, worth_BN)
+            ended_BK, results_BKM = _best(K, (search.ended_BK, worth_BN), (search.results_BKM, tokens_BNM))
             alive_BK, at_BK = jax.lax.top_k(jnp.where(ends_BN, -jnp.inf, scores_BN), K)
             new_BK = jnp.take_along_axis(new_BN, at_BK, axis=1)
             tokens = jnp.take_along_axis(tokens_BNM, at_BK[:, :, None], axis=1).at[:, :, i].set(new_BK)
             rows = jnp.arange(B)[:, None] * K + jnp.take_along_axis(from_BN, at_BK, axis=1)
             logits, state = decode(new_BK.reshape(-1, 1), model.take_rows(search.state, rows.reshape(-1)))
-            return _Search(i + 1, logits.reshape(B, K, V), state, alive_BK, tokens, *ended)
+            # The most that an alive one can be worth if it ends with the next token.
+            hope_B = alive_BK[:, 0] / (i + 2).astype(jnp.float32) ** penalty
+            done_B = search.done_B | (jnp.isfinite(ended_BK[:, -1]) & (hope_B <= ended_BK[:, -1]))
+            return _Search(i + 1, logits.reshape(B, K, V), state, alive_BK, tokens, ended_BK, results_BKM, done_B)
 
         def goes_on(search: _Search) -> Array:
-            return (search.step < M) & jnp.any(jnp.isneginf(search.ended_BK[:, -1]))
+            return (search.step < M) & ~jnp.all(search.done_B)
 
         more = {"inputs": inputs} if inputs else {}
         logits, state = decode(prompts_BP, model.init_cache(B, P + M, context, **more), weights_BP)
@@ -89,6 +97,7 @@ def _beam_search(
             none,
             jnp.full((B, K), -jnp.inf),
             none,
+            jnp.zeros(B, bool),
         )
         search = jax.lax.while_loop(goes_on, body, search)
         # A row of which nothing has ended gives what is alive.
@@ -124,7 +133,9 @@ def beam_search(
 
     Of each prompt `beam` hypotheses are extended at once; one ends when `eos` is among the `beam` likeliest next tokens of all.
     It is worth its log-probability (nats, of `eos` too) divided by its length to the power of `length_penalty` (0: not at all; 1:
-    a mean). A row ends when `beam` have ended. One beam is greedy generation.
+    a mean). A row is done when `beam` have ended and none that is alive, were it to end with the next token, could be worth more
+    than the worst of them, the heuristic of the `transformers` library; so a row does not depend on the others. One beam is greedy
+    generation.
 
     Other arguments as in `generate`.
 

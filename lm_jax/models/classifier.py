@@ -94,13 +94,14 @@ class Classifier(TextModel):
 
 
 def pooled(x_BTD: Array, segments_BT: Array, pool: str) -> Array:
-    """At every token the "mean" or the "max" over the tokens of its segment."""
+    """At every token the "mean" (added up in float32) or the "max" over the tokens of its segment, in the dtype of `x_BTD`."""
     T = x_BTD.shape[1]
 
     def row(x_TD: Array, segments_T: Array) -> Array:
         if pool == "max":
             return jax.ops.segment_max(x_TD, segments_T, T + 1)[segments_T]
-        count = jax.ops.segment_sum(jnp.ones(T, x_TD.dtype), segments_T, T + 1)
-        return (jax.ops.segment_sum(x_TD, segments_T, T + 1) / jnp.maximum(count, 1)[:, None])[segments_T]
+        count = jax.ops.segment_sum(jnp.ones(T, jnp.float32), segments_T, T + 1)
+        sums = jax.ops.segment_sum(x_TD.astype(jnp.float32), segments_T, T + 1)
+        return (sums / jnp.maximum(count, 1)[:, None]).astype(x_TD.dtype)[segments_T]
 
     return jax.vmap(row)(x_BTD, segments_BT)

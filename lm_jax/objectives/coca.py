@@ -17,7 +17,8 @@ from lm_jax.objectives.lm import token_sums
 @dataclasses.dataclass(kw_only=True)
 class ContrastiveCaptioningConfig(ObjectiveConfig):
     """`contrastive_weight` times the contrastive loss of an image plus `caption_weight` times the cross-entropy of a token, in nats
-    (CoCa, Yu et al. 2022, arXiv:2205.01917, equation 4; the default weights are the paper's).
+    (CoCa, Yu et al. 2022, arXiv:2205.01917, equation 4, with the weights 1 and 2; the paper adds both directions of the contrastive
+    loss and all tokens of a caption, where these are means, as in open_clip).
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"captioned pairs"})

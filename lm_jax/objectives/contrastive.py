@@ -1,6 +1,7 @@
 """Contrastive losses of images and texts, or of two texts, over the global batch."""
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
@@ -23,7 +24,8 @@ class ContrastiveConfig(ObjectiveConfig):
     Gurevych 2019, arXiv:1908.10084; Gao et al. 2021, arXiv:2104.08821) the first takes the place of the image.
 
     "softmax": the mean of two cross-entropies, of the right text given the image and of the right image given the text (CLIP,
-    Radford et al. 2021, arXiv:2103.00020, figure 3); similarities are multiplied by at most `max_scale` (section 2.5).
+    Radford et al. 2021, arXiv:2103.00020, figure 3); similarities are multiplied by at most `max_scale` (section 2.5), beyond
+    which only a gradient that lowers the scale reaches it.
     "sigmoid": for each image the sum over all texts of -log sigmoid(z (scale x similarity + bias)), where z is 1 for the right text
     and -1 for all others (SigLIP, Zhai et al. 2023, arXiv:2303.15343, section 3.2); needs a model with a `bias`.
 
@@ -66,7 +68,9 @@ class Contrastive:
 
         Each device compares its images with the texts of all, and its texts with the images of all.
         """
-        own, scale = len(pair.left), jnp.minimum(pair.scale, self.config.max_scale)
+        own, scale = len(pair.left), pair.scale
+        if self.config.kind == "softmax":
+            scale = capped(scale, self.config.max_scale)
         right_B = index("batch") * own + jnp.arange(own)
         by_image = scale * pair.left @ all_gather(pair.right, "batch", 0).T
         by_text = scale * pair.right @ all_gather(pair.left, "batch", 0).T
@@ -81,6 +85,23 @@ class Contrastive:
         values = {"contrastive": loss_B, "accuracy": hits_B, "scale": jnp.broadcast_to(scale, loss_B.shape)}
         count = jnp.float32(own * ways("batch"))
         return {name: Mean(all_sum(jnp.sum(value_B), "batch"), count) for name, value_B in values.items()}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def capped(x: Array, cap: float) -> Array:
+    """min(x, cap), whose gradient is that of x, but 0 where it would raise an x beyond the cap: the loss can lower it again."""
+    return jnp.minimum(x, cap)
+
+
+def _capped_forward(x, cap):
+    return capped(x, cap), x
+
+
+def _capped_backward(cap, x, g):
+    return (jnp.where((x > cap) & (g < 0), 0.0, g),)
+
+
+capped.defvjp(_capped_forward, _capped_backward)
 
 
 def _cross_entropy(logits_BC: Array, right_B: Array) -> Array:

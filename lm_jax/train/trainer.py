@@ -39,6 +39,12 @@ class EarlyStopConfig(Config):
         if self.metric.count("/") != 1:
             raise ConfigError(f"metric={self.metric!r} must be written 'eval name/value name', as 'validation/loss'")
 
+    def better(self, value: float, best: float | None) -> bool:
+        """Whether a value is better than the best so far (None: there is none). One that is not finite never is."""
+        if best is None or not math.isfinite(value):
+            return math.isfinite(value)
+        return value < best if self.mode == "min" else value > best
+
 
 @dataclasses.dataclass(kw_only=True)
 class TrainConfig(Config):
@@ -208,11 +214,10 @@ class Trainer:
         if rule is None or rule.metric not in scores:
             return False
         value = scores[rule.metric]
-        better = self._best is None or (value < self._best if rule.mode == "min" else value > self._best)
-        self._best, self._bad = (value, 0) if better else (self._best, self._bad + 1)
+        self._best, self._bad = (value, 0) if rule.better(value, self._best) else (self._best, self._bad + 1)
         if self._bad < rule.patience:
             return False
-        message = f"{rule.metric} has not improved on {self._best:.4f} for {self._bad} evaluations"
+        message = f"{rule.metric} has not improved on {self._best} for {self._bad} evaluations"
         self.log.event(step, "stop", message)
         return True
 

@@ -1,5 +1,6 @@
 """Captioned images, from files and tables to batches."""
 
+import collections
 import dataclasses
 import json
 
@@ -220,3 +221,19 @@ def test_prompts_are_files(tmp_path):
     ids, inputs = prepared.config.prompts(prepared.tokenizer, [str(tmp_path / "2.png")])
     assert ids == [[prepared.tokenizer.eos]]
     np.testing.assert_allclose(inputs["images"][0], picture(2) / 127.5 - 1, atol=1e-6)
+
+
+def test_grey_of_16_bits_keeps_its_shades_and_numbers_are_no_shades(tmp_path):
+    ramp = np.repeat(np.linspace(0, 65535, 6)[None], 4, axis=0)
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(SIZE.read(tmp_path / "grey.png")[..., 1], ramp.astype(np.uint16) // 256)
+    for mode, dtype in (("I", np.int32), ("F", np.float32)):
+        Image.fromarray(ramp.astype(dtype)).save(tmp_path / f"{mode}.tif")
+        with pytest.raises(DataError, match=rf"{mode}.tif has pixels of mode {mode}, of no known range"):
+            SIZE.read(tmp_path / f"{mode}.tif")
+
+
+def test_a_table_with_more_cells_than_columns_is_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("image,caption\na.png,a cat, asleep\n")
+    with pytest.raises(DataError, match=r"t.csv:2 has 1 cells more than the first line: \[' asleep'\]"):
+        ImageTable(path=str(tmp_path / "t.csv")).read(collections.Counter())

@@ -64,16 +64,29 @@ def test_columns_of_a_table(tmp_path):
 
 
 def test_what_is_no_pair_is_an_error_or_counted(tmp_path):
-
-    with pytest.raises(DataError, match=r"3 of .*s.gz and 2 of .*t.gz are no pairs: s.gz:3 has nothing beside it"):
-        list(pairs(tmp_path, source="a\nb\nc\n", target="x\ny\n").read(Counter()))
-    with pytest.raises(DataError, match=r"t.gz:1 has nothing beside it, or white space only \(1 such"):
+    for empty in ("error", "drop"):
+        with pytest.raises(DataError, match=r"^4 of .*s.gz and 3 of .*t.gz are no pairs; align the files$"):
+            list(pairs(tmp_path, source="a\n\nb\nc\n", target="x\ny\nz\n", empty=empty).read(Counter()))
+    with pytest.raises(DataError, match=r"s.gz:1 is white space only, and what stands beside it is not \(1 such"):
         list(pairs(tmp_path, source="  \nb\n", target="x\ny\n").read(Counter()))
     counts = Counter()
     assert [p.target for p in pairs(tmp_path, source="  \nb\n", target="x\ny\n", empty="drop").read(counts)] == ["y"]
     assert counts["pairs dropped: a side is empty"] == 1
     with pytest.raises(DataError, match=r"PairedText.train has nothing to train on"):
         PairedText(train=pairs(tmp_path, "\n", "\n"), tokenizer=Bytes()).prepare()
+
+
+def test_files_of_one_name_are_paired_by_their_order(tmp_path):
+    names = {"s": [], "t": []}
+    for folder, texts in (("one", ("a\n", "x\n")), ("blank", ("\n", "\n")), ("two", ("b\nc\n", "y\nz\n"))):
+        (tmp_path / folder).mkdir()
+        for side, text in zip(names, texts, strict=True):
+            (tmp_path / folder / f"{side}.txt").write_text(text)
+            names[side].append(str(tmp_path / folder / f"{side}.txt"))
+    source, target = (TextFiles(paths=tuple(files), document="line") for files in names.values())
+    assert [pair[1:3] for pair in Pairs(source=source, target=target).read(Counter())] == [("a", "x"), ("b", "y"), ("c", "z")]
+    with pytest.raises(DataError, match=r"3 files of sources .* and 2 of targets"):
+        list(Pairs(source=source, target=TextFiles(paths=tuple(names["t"][1:]), document="line")).read(Counter()))
 
 
 def test_batches_are_a_function_of_the_step(tmp_path):

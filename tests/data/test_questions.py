@@ -98,6 +98,12 @@ def test_long_questions_and_contexts_are_counted(tmp_path):
         assert prepared.record[what] == number
 
 
+def test_a_word_longer_than_a_row_is_cut(tmp_path):
+    prepared = data(tmp_path, [("a longerthanarow b", "a?", ["b"])], tokenizer=Bytes(), length=14, question_length=8).prepare()
+    assert max(e.length() for e in prepared.examples["train"]) == 14 and prepared.record["words cut to a window"] == 1
+    assert [bytes(e.arrays["tokens"][3:].tolist()) for e in prepared.examples["train"]] == [b"a", b"longerthana", b"b"]
+
+
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(DataError, match=r"train.json:q0: the answer 'Paris' does not stand at character 3, where '1990s' is"):
         data(tmp_path, [(CONTEXT, "Where?", [("Paris", 3)])]).prepare()

@@ -39,7 +39,17 @@ def test_bad_files_are_named(tmp_path):
     good = write_wav(tmp_path / "good.wav", np.zeros(100)).read_bytes()
     is_float = bytearray(good)
     is_float[20] = 3
-    bad = {"text": b"hello, world", "empty": b"", "cut": good[:-60], "head": good[:20], "float": bytes(is_float), "none": good[:44]}
+    odd = bytearray(good)
+    odd[16] = 3  # the size of the part that tells the format
+    bad = {
+        "odd": bytes(odd),
+        "text": b"hello, world",
+        "empty": b"",
+        "cut": good[:-60],
+        "head": good[:20],
+        "float": bytes(is_float),
+        "none": good[:44],
+    }
     for name, data in bad.items():
         (tmp_path / f"{name}.wav").write_bytes(data)
         with pytest.raises(DataError, match=f"{name}.wav (cannot be read as a WAV file|is cut off)"):

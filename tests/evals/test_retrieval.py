@@ -41,6 +41,11 @@ def test_ranks_are_those_of_a_sorted_list():
         assert rank == order.index(of_text[t])
 
 
+def test_vectors_that_are_no_numbers_are_never_found():
+    nothing, of_text = np.full((5, 3), np.nan, np.float32), np.arange(5)
+    assert text_ranks(nothing, nothing, of_text).tolist() == image_ranks(nothing, nothing, of_text).tolist() == [4] * 5
+
+
 def test_chance_is_the_share_of_orders():
     of_text, k = [0, 0, 1, 2], 2
     orders = list(itertools.permutations(range(4)))

@@ -51,6 +51,22 @@ def test_a_wide_beam_finds_the_best_of_all(small, penalty):
         assert [round(score, 4) for score, _ in results[:5]] == [round(score, 4) for score, _ in best[:5]]
 
 
+def test_a_row_does_not_depend_on_the_others_of_its_batch():
+    """Some are done long before others, which go on."""
+    differ = 0
+    for seed in range(4):
+        parts = split(llama(vocab_size=5).build(jax.random.key(seed)))
+        prompts = np.random.default_rng(seed).integers(1, 5, (8, 2)).tolist()
+        search = {"beam": 2, "max_tokens": 12, "eos": EOS}
+        together = beam_search(*parts, prompts, **search)
+        for prompt, row in zip(prompts, together, strict=True):
+            (alone,) = beam_search(*parts, [prompt], **search)
+            assert alone[0][1] == row[0][1]
+            np.testing.assert_allclose([worth for worth, _ in alone], [worth for worth, _ in row], atol=1e-5)
+        differ += len({len(row[0][1]) for row in together}) > 1
+    assert differ
+
+
 def test_one_beam_is_greedy():
     model = llama().build(jax.random.key(1))
     parts, greedy = split(model), SamplingConfig(temperature=0.0)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -49,6 +50,13 @@ def test_pooling_is_over_the_text_only(pool):
             here = segments[row] == segment
             expected = getattr(x[row, here].astype(np.float64), pool)(axis=0)
             np.testing.assert_allclose(got[row, here], np.broadcast_to(expected, (here.sum(), 4)), atol=1e-6)
+
+
+def test_a_mean_of_many_tokens_is_right_in_bfloat16():
+    x = np.random.default_rng(0).normal(1.0, 1.0, size=(1, 1024, 4))
+    got = pooled(jnp.asarray(x, jnp.bfloat16), np.ones((1, 1024), np.int32), "mean")
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(got[0, 0], np.float64), x[0].mean(0), rtol=0.01)
 
 
 @pytest.mark.parametrize("pool", ["none", "mean", "max"])

@@ -15,7 +15,7 @@ from lm_jax.core.param import split
 from lm_jax.core.sharding import Layout, shard_batch, use_mesh
 from lm_jax.models.embeddings import Embeddings
 from lm_jax.objectives.coca import ContrastiveCaptioningConfig
-from lm_jax.objectives.contrastive import ContrastiveConfig
+from lm_jax.objectives.contrastive import ContrastiveConfig, capped
 from lm_jax.objectives.lm import LMConfig
 from lm_jax.train.step import gradients
 from tests.models.images_for_tests import batch_for, coca, two_tower
@@ -49,11 +49,19 @@ def test_softmax_is_two_cross_entropies():
     assert value(random_pair(scale=200.0), max_scale=7.0) == pytest.approx(value(pair), rel=1e-5)
 
 
+def test_a_scale_beyond_the_greatest_can_be_lowered_only():
+    for above in (-1.0, 1.0):
+        for way in (-1.0, 1.0):
+            slope = jax.grad(lambda x, way=way: way * capped(x, 5.0))(5.0 + above)
+            assert slope == (0.0 if above > 0 and way < 0 else way)
+
+
 def test_sigmoid_is_one_decision_for_each_pair():
     pair = random_pair(bias=-3.0)
     z = 7.0 * pair.left.astype(np.float64) @ pair.right.astype(np.float64).T - 3.0
     total = sum(math.log1p(math.exp(-z[i, j] if i == j else z[i, j])) for i in range(6) for j in range(6))
     assert value(pair, kind="sigmoid")["contrastive"] == pytest.approx(total / 6, rel=1e-5)
+    assert value(pair, kind="sigmoid", max_scale=2.0) == value(pair, kind="sigmoid")  # a cap is of the softmax
 
 
 def test_what_does_not_go_together_is_named():
