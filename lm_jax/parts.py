@@ -12,13 +12,13 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from lm_jax.config import Experiment
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import Params, logical_axes, split
-from lm_jax.core.sharding import check_divisible, parameter_sizes
+from lm_jax.core.sharding import batch_specs, check_divisible, parameter_sizes
 from lm_jax.nn.attend import Case, choose
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.latent_attention import LatentAttentionConfig
 from lm_jax.nn.pipeline import Schedule
 from lm_jax.optim.base import Optimizer
-from lm_jax.train.step import TrainState, init_state, train_step
+from lm_jax.train.step import TrainState, gradients, init_state, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +123,20 @@ def check_mesh(experiment: Experiment, mesh: Mesh | AbstractMesh) -> None:
                 f"{name}={length} is not divisible by {pieces}: {sequence} devices of the sequence (2 slices each), {residual} of "
                 f"the residual stream, {chunks} chunks of the loss; {max(length // pieces, 1) * pieces} is"
             )
+
+
+def check_batch(experiment: Experiment, parts: Parts, mesh: Mesh) -> None:
+    """Raises `ConfigError` where model or objective cannot read a batch of the data: traces the loss, and computes nothing.
+
+    Call it inside `use_mesh`.
+    """
+    shapes = experiment.data.shapes()
+    batch = {
+        name: jax.ShapeDtypeStruct(shapes[name].shape, shapes[name].dtype, sharding=NamedSharding(mesh, where))
+        for name, where in batch_specs(shapes).items()
+    }
+    how = {"graph": parts.graph, "objective": experiment.objective.build(), "accumulate": experiment.step.accumulate}
+    jax.eval_shape(functools.partial(gradients, **how), parts.shapes, batch, _abstract_key())
 
 
 def pipeline_schedule(experiment: Experiment, mesh: Mesh | AbstractMesh, num_rows: int | None = None) -> Schedule | None:

@@ -10,7 +10,7 @@ from lm_jax.data.tokenizers import Tokenizer
 
 def prepare(experiment: Experiment) -> Prepared:
     """The experiment's data, tokenised now where the cache lacks it. Raises `ConfigError` when the model has too few
-    tokens or classes, `DataError` when a split of an eval is not there."""
+    tokens or classes, or where an eval could not run, `DataError` when a split of an eval is not there."""
     say = print if jax.process_index() == 0 else None
     data = experiment.data.prepare(progress=say)
     tokenizer = data.tokenizer
@@ -26,6 +26,7 @@ def prepare(experiment: Experiment) -> Prepared:
             f"model.classes={num_outputs} is below the {data.num_outputs} of the training data; "
             f"set --config.model.classes={data.num_outputs}"
         )
+    experiment.model.check_tokenizer(tokenizer)
     for config in experiment.evals:
         data.require(config.split)  # raises where there is none
         if lacking := [name for name in config.reads if not hasattr(data, name)]:
@@ -33,6 +34,10 @@ def prepare(experiment: Experiment) -> Prepared:
                 f"evals {config.name!r}: a {type(config).__name__} reads {' and '.join(lacking)}, which a "
                 f"{type(experiment.data).__name__} does not have"
             )
+        try:
+            config.check(experiment.model, data)
+        except ConfigError as error:
+            raise ConfigError(f"evals {config.name!r}: {error}") from error
     return data
 
 

@@ -30,6 +30,7 @@ from lm_jax.parts import (
     abstract_state,
     attention_backends,
     build,
+    check_batch,
     check_mesh,
     jit_step,
     keys,
@@ -71,6 +72,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
         check_samples(experiment, data.tokenizer)
         if experiment.start_from is not None and not any((workdir / "checkpoints").glob("[0-9]*")):
             check_source(experiment, parts, data.tokenizer)
+        check_batch(experiment, parts, mesh)
         claim_config(workdir, experiment)
         try:
             code = _train(experiment, workdir, mesh, parts, data, loader)

@@ -153,3 +153,18 @@ def test_what_does_not_fit_a_mesh_is_named(sizes, change, message):
     experiment = load_experiment([f"--config={FOLDER}/shakespeare.py", *arguments])
     with pytest.raises(ConfigError, match=message):
         parts.check_mesh(experiment, MeshShape(**sizes).abstract(8))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("speech_digits:ctc", "model.source.log_mel.rate=16000", r"the data has 8000 samples a second, .* is of 16000"),
+        ("speech_digits:seq2seq", "model.source.log_mel.rate=16000", r"the data has 8000 samples a second, .* is of 16000"),
+        ("translation:original", "data.memory_length=256", "data.memory_length=256 exceeds the position table of 128"),
+        ("translation", "evals[1].length_penalty=-1.0", "length_penalty=-1.0 must not be negative"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_config(name, change, message):
+    file, _, variant = name.partition(":")
+    with pytest.raises(ConfigError, match=message):
+        load_experiment([f"--config={FOLDER / file}.py:{variant}", f"--config.{change}"])

@@ -22,9 +22,11 @@ from lm_jax.data.splits import HashSplit
 from lm_jax.data.tokenizers import Words
 from lm_jax.evals.classification import ClassificationConfig
 from lm_jax.evals.generation import GenerationConfig
+from lm_jax.evals.perplexity import PerplexityConfig
 from lm_jax.infer.sampling import SamplingConfig
 from lm_jax.models.classifier import ClassifierConfig
 from lm_jax.nn.positions import PositionTableConfig
+from lm_jax.objectives.lm import LMConfig
 from lm_jax.prepared import prepare
 from lm_jax.train.checkpoint import CheckpointConfig, Checkpoints
 from lm_jax.train.logging import MetricsLog, read_metrics
@@ -203,6 +205,28 @@ def test_what_is_no_number_is_never_the_best():
         assert (highest.better(value, best), lowest.better(value, best)) == (up, down)
     assert highest.better(0.6, 0.5) and lowest.better(0.4, 0.5) and not lowest.better(0.6, 0.5) and not highest.better(0.5, 0.5)
     assert not highest.better(math.inf, 0.5)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Failing(PerplexityConfig):
+    def scores(self, *args):
+        raise OSError("the disk of the evaluation is full")
+
+
+def test_a_step_whose_evaluation_fails_is_saved(tmp_path):
+    config = experiment(tmp_path)
+    config.checkpoint.every, config.evals = 0, (Failing(batch_size=8),)
+    with pytest.raises(OSError, match="the disk of the evaluation is full"):
+        run.train(config, tmp_path / "run")
+    assert state(tmp_path / "run")["step"] == 12 and load(tmp_path / "run").step == 12
+
+
+def test_a_batch_that_the_objective_cannot_read_is_refused_before_the_directory_is_claimed(tmp_path):
+    config = experiment(tmp_path)
+    config.objective = LMConfig(class_weights=(1.0, 2.0))
+    with pytest.raises(ConfigError, match="class_weights has 2 numbers, and the model scores"):
+        run.train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_samples_beyond_the_position_table_are_refused_before_training(tmp_path):

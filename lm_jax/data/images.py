@@ -63,7 +63,8 @@ class ImageData(SplitData):
     def make(self, items: dict[str, list[Listed]], counts: Counts) -> "PreparedImages":
         """See `SplitData.make`. Reads the images."""
         tokenizer = self.tokenizer.train(caption for image in items["train"] for caption in image.captions)
-        examples = {split: self._read(images, tokenizer, counts) for split, images in items.items()}
+        read = {split: self._read(images, tokenizer, counts) for split, images in items.items()}
+        examples = {split: images for split, images in read.items() if images or split == "train"}
         return PreparedImages(config=self, tokenizer=tokenizer, examples=examples)
 
     def _read(self, listed: list[Listed], tokenizer: Tokenizer, counts: Counts) -> list[Captioned]:

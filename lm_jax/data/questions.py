@@ -42,7 +42,7 @@ class SquadFiles(FileSource):
                     for row in paragraph["qas"]:
                         answers = tuple((answer["text"], answer["answer_start"]) for answer in row["answers"])
                         yield _checked(Question(f"{path.name}:{row['id']}", row["question"], paragraph["context"], answers))
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+            except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
                 raise DataError(f"{path} is not in the JSON of SQuAD: {type(error).__name__} {error}") from error
 
 

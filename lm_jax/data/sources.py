@@ -85,6 +85,8 @@ class FileSource(Source):
 
 def find(pattern: str) -> list[Path]:
     """The files that `pattern` (a file, folder or glob) names. Raises `DataError`, saying where it looked."""
+    if not pattern.strip():
+        raise DataError("a path is empty; name a file, a folder or a pattern")
     roots = [""] + [root for root in [os.environ.get("LM_JAX_DATA")] if root]
     tried = [os.path.join(root, os.path.expanduser(pattern)) for root in roots]
     for place in tried:
@@ -112,7 +114,7 @@ def read_text(path: Path, errors: str, counts: Counts) -> str:
         if errors == "strict":
             raise DataError(
                 f"{path} is not valid UTF-8 at byte {error.start} ({data[error.start : error.start + 4].hex(' ')}); "
-                "convert it, or set the source's encoding_errors='replace'"
+                "convert it, or for running text set the source's encoding_errors='replace'"
             ) from error
         text = data.decode("utf-8-sig", "replace")
         counts["invalid bytes replaced"] += text.count("\ufffd")

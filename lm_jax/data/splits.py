@@ -104,7 +104,10 @@ class ListedSplit(Split):
     def assign(self, documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
         """See `Split.assign`."""
         path = find(self.path)[0]
-        lists = json.loads(path.read_text())
+        try:
+            lists = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path} is no JSON object of lists of names by split: {error}") from error
         for split in lists:
             if split not in SPLITS:
                 raise DataError(f"{path}: {split!r} is not one of {', '.join(SPLITS)}")

@@ -10,6 +10,7 @@ from lm_jax.core.config import Config, check_positive
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import Params
 from lm_jax.core.types import Batch
+from lm_jax.models.base import ModelConfig
 
 
 class Shown(NamedTuple):
@@ -52,6 +53,10 @@ class EvalConfig(Config):
         """Raises `ConfigError` where rows of `length` tokens cannot be read so."""
         if length % self.chunks:
             raise ConfigError(f"its length={length} is not divisible by its chunks={self.chunks}")
+
+    def check(self, model: ModelConfig, data: Any) -> None:
+        """Raises `ConfigError` or `DataError` before training for what would fail after it: a library or a file that is missing, a
+        text that the model cannot read or write. `data` is prepared."""
 
     def scores(
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice

@@ -14,8 +14,9 @@ from lm_jax.core.sharding import same_everywhere
 from lm_jax.core.types import Batch
 from lm_jax.data.pixels import png_url
 from lm_jax.evals.base import EvalConfig, Shown
-from lm_jax.evals.text_metrics import METRICS
+from lm_jax.evals.text_metrics import METRICS, check_metrics
 from lm_jax.infer.beam import beam_search
+from lm_jax.models.base import ModelConfig
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -47,6 +48,13 @@ class CaptionsConfig(EvalConfig):
             check_positive(self, "limit")
         if self.show < 0 or self.length_penalty < 0:
             raise ConfigError(f"show={self.show} and length_penalty={self.length_penalty} must not be negative")
+
+    def check(self, model: ModelConfig, data: Any) -> None:
+        """See `EvalConfig.check`."""
+        check_metrics(self.metrics)
+        limit = model.max_length()
+        if limit is not None and 1 + self.max_tokens > limit:
+            raise ConfigError(f"max_tokens={self.max_tokens} after the first token exceeds the model's position table of {limit}")
 
     def scores(
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice

@@ -13,8 +13,9 @@ from lm_jax.core.sharding import same_everywhere
 from lm_jax.core.types import Batch
 from lm_jax.evals.alignment import can_align, tables
 from lm_jax.evals.base import EvalConfig, Shown
-from lm_jax.evals.text_metrics import METRICS
+from lm_jax.evals.text_metrics import METRICS, check_metrics
 from lm_jax.infer.beam import beam_search
+from lm_jax.models.base import ModelConfig
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -45,6 +46,21 @@ class GenerationConfig(EvalConfig):
             check_positive(self, "limit")
         for name in self.metrics:
             check_choice("metrics", name, tuple(METRICS))
+        if self.show < 0 or self.length_penalty < 0:
+            raise ConfigError(f"show={self.show} and length_penalty={self.length_penalty} must not be negative")
+
+    def check(self, model: ModelConfig, data: Any) -> None:
+        """See `EvalConfig.check`."""
+        check_metrics(self.metrics)
+        limit = model.max_length()
+        if limit is None:
+            return
+        prompts, _ = data.config.prompts(data.tokenizer, data.sources(self.split)[: self.limit])
+        longest = max(map(len, prompts), default=0)
+        if longest + self.max_tokens > limit:
+            raise ConfigError(
+                f"max_tokens={self.max_tokens} after a prompt of {longest} tokens exceeds the model's position table of {limit}"
+            )
 
     def scores(
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice

@@ -7,6 +7,7 @@ import string
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from lm_jax.core.config import check_choice
 from lm_jax.core.errors import ConfigError
 
 Scores = Iterator[tuple[str, float]]
@@ -73,6 +74,16 @@ def normalised(text: str) -> str:
     kept = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
+
+def check_metrics(names: Sequence[str]) -> None:
+    """Raises `ConfigError` for a metric of `METRICS` whose library is not installed, or for an unknown one."""
+    for name in names:
+        check_choice("metrics", name, tuple(METRICS))
+        if name in _LIBRARIES:
+            _library(_LIBRARIES[name])
+
+
+_LIBRARIES = {"bleu": "sacrebleu", "chrf": "sacrebleu", "rouge": "rouge_score.rouge_scorer"}
 
 METRICS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], Scores]] = {
     "bleu": bleu,

@@ -52,7 +52,7 @@ class TranscriptionConfig(EvalConfig):
     def scores(
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
     ) -> Iterator[tuple[str, float] | Shown]:
-        """See `EvalConfig.scores`. Raises `ConfigError` for a model that hears nothing, or whose blank transcripts may hold."""
+        """See `EvalConfig.scores`. Raises `ConfigError` for a model that hears nothing."""
         references = data.references(self.split)
         heard: dict[int, str] = {}
         batches = self._by_frames if isinstance(nnx.merge(graph, params), SpeechEncoder) else self._by_writing
@@ -69,8 +69,6 @@ class TranscriptionConfig(EvalConfig):
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
     ) -> Iterator[tuple[list[int], list[str]]]:
         blank = nnx.merge(graph, params).config.blank
-        if blank != data.tokenizer.eos:
-            raise ConfigError(f"model.blank={blank} may stand in transcripts; take the end-of-document token, {data.tokenizer.eos}")
         decode = lambda ids: data.tokenizer.decode(np.array(ids, np.int32))  # noqa: E731
         for numbers, batch in data.numbered_batches(self.split, self.batch_size, self.length, rows):
             found = _scored(params, put(batch), graph=graph, num_tokens=data.tokenizer.vocab_size)

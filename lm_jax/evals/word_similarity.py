@@ -13,9 +13,10 @@ from jax.sharding import PartitionSpec
 from lm_jax.core.errors import ConfigError, DataError
 from lm_jax.core.param import Params
 from lm_jax.core.types import Batch
-from lm_jax.data.sources import find
+from lm_jax.data.sources import Counts, find, read_text
 from lm_jax.data.tokenizers import Tokenizer
 from lm_jax.evals.base import EvalConfig, Shown
+from lm_jax.models.base import ModelConfig
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -40,6 +41,11 @@ class WordSimilarityConfig(EvalConfig):
         super().validate()
         if not self.paths:
             raise ConfigError("paths is empty: give at least one file of pairs of words")
+
+    def check(self, model: ModelConfig, data: Any) -> None:
+        """See `EvalConfig.check`: the files are read."""
+        for path in (file for name in self.paths for file in find(name)):
+            read_pairs(path)
 
     def scores(
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
@@ -97,7 +103,7 @@ def word_id(tokenizer: Tokenizer, word: str) -> int | None:
 def read_pairs(path: Path) -> tuple[list[tuple[str, str]], np.ndarray]:
     """The pairs of a file, and float64 [pairs] their scores. Raises `DataError` for a line that is no word, word, number."""
     pairs, scores = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path, "strict", Counts()).splitlines(), start=1):
         try:
             one, other, score = line.split("\t")
             scores.append(float(score))

@@ -7,6 +7,8 @@ from flax import nnx
 
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.types import Array, Mean
+from lm_jax.data.base import DataConfig
+from lm_jax.data.tokenizers import Tokenizer
 from lm_jax.nn.stack import StackConfig
 
 
@@ -53,6 +55,12 @@ class ModelConfig(Config):
     def max_length(self) -> int | None:
         """The longest row of tokens that the model can read: that of its position table; None without one."""
         raise NotImplementedError
+
+    def check_data(self, data: DataConfig) -> None:
+        """Raises `ConfigError` where what an encoder reads of the data is not as the model takes it."""
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raises `ConfigError` where the model takes another token than the tokenizer for the end of a document."""
 
     def flops_per_token(self, length: int, *, causal: bool) -> float:
         """Matrix-product FLOPs of one training step per token: forward and twice that backward.

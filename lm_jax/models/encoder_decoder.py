@@ -9,6 +9,8 @@ from flax import nnx
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.sharding import whole_rows
 from lm_jax.core.types import Array, Aux, Batch
+from lm_jax.data.audio import SpeechData
+from lm_jax.data.base import DataConfig
 from lm_jax.models.decoder import Decoder, DecoderConfig, DecodeState
 from lm_jax.models.encoder import both_ways
 from lm_jax.nn.attention import AttentionConfig
@@ -58,6 +60,16 @@ class EncoderDecoderConfig(DecoderConfig):
     def build(self, key: Array) -> "EncoderDecoder":
         """The model with parameters drawn from `key`."""
         return EncoderDecoder(self, nnx.Rngs(params=key))
+
+    def check_data(self, data: DataConfig) -> None:
+        """See `ModelConfig.check_data`."""
+        if isinstance(self.source, AudioConfig) and isinstance(data, SpeechData):
+            self.source.check_rate(data.train.rate)
+        memory, table = data.shapes().get("memory_tokens"), self.embedding if self.source is None else self.source
+        if memory is not None and isinstance(table, EmbeddingConfig):
+            limit = table.max_length()
+            if limit is not None and memory.shape[1] > limit:
+                raise ConfigError(f"data.memory_length={memory.shape[1]} exceeds the position table of {limit} of the encoder")
 
     def flops_per_token(self, length: int, *, causal: bool) -> float:
         """As `TextConfig.flops_per_token`, per target token, where sources are as long as targets (`length`)."""

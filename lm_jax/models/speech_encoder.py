@@ -12,6 +12,9 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import all_sum
 from lm_jax.core.sharding import whole_rows
 from lm_jax.core.types import Array, Batch
+from lm_jax.data.audio import SpeechData
+from lm_jax.data.base import DataConfig
+from lm_jax.data.tokenizers import Tokenizer
 from lm_jax.models.base import ModelConfig, Output
 from lm_jax.models.encoder import both_ways
 from lm_jax.nn.dropout import dropout
@@ -70,6 +73,17 @@ class SpeechEncoderConfig(ModelConfig):
     def max_length(self) -> None:
         """See `ModelConfig.max_length`: it reads no tokens."""
         return None
+
+    def check_data(self, data: DataConfig) -> None:
+        """See `ModelConfig.check_data`."""
+        if isinstance(data, SpeechData):
+            self.source.check_rate(data.train.rate)
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """See `ModelConfig.check_tokenizer`."""
+        eos = tokenizer.eos
+        if self.blank != eos:
+            raise ConfigError(f"model.blank={self.blank} may stand in transcripts; set --config.model.blank={eos}, their end")
 
     def flops_per_token(self, length: int, *, causal: bool) -> float:
         """As `ModelConfig.flops_per_token`, per target token, for utterances of `source.length` positions."""

@@ -67,7 +67,8 @@ class Patches(nnx.Module):
         config, p, B = self.config, self.config.patch, len(images_BHWC)
         expected = (config.height, config.image_width, config.channels)
         if images_BHWC.shape[1:] != expected:
-            raise ConfigError(f"images are {images_BHWC.shape[1:]} (height, width, channels), but the model reads {expected}")
+            found = f"images are {images_BHWC.shape[1:]} (height, width, channels), but the model reads {expected}"
+            raise ConfigError(f"{found}; set data.pixels or the model's patches to the size of the other")
         x = images_BHWC.astype(dtype).reshape(B, config.height // p, p, config.image_width // p, p, config.channels)
         x = jnp.moveaxis(x, 3, 2).reshape(B, -1, p, p, config.channels)
         x_BPD = project("BPhwC,hwCD->BPD", x, self.matrix)
@@ -104,6 +105,14 @@ class AudioConfig(Config):
         check_choice("activation", self.activation, tuple(ACTIVATIONS))
         if self.log_mel is not None and self.log_mel.mels != self.mels:
             raise ConfigError(f"mels={self.mels} differs from log_mel.mels={self.log_mel.mels}")
+
+    def check_rate(self, rate: int) -> None:
+        """Raises `ConfigError` where waveforms of `rate` samples a second are not those of the spectrogram."""
+        if self.log_mel is not None and self.log_mel.rate != rate:
+            raise ConfigError(
+                f"the data has {rate} samples a second, and the model's spectrogram is of {self.log_mel.rate}; "
+                "set data.train.rate (and those of the other splits) and model.source.log_mel.rate to the same"
+            )
 
     @property
     def reads(self) -> str:

@@ -160,25 +160,33 @@ class Trainer:
     def _visit(self, step: int, state: TrainState, leaving: bool) -> bool:
         """Evaluates, samples and saves what is due after `step`; whether training should stop early.
 
-        A run that is `leaving` has no time for more than the save.
+        A run that is `leaving` has no time for more than the save. Where an evaluation fails the step is saved all the same.
         """
         last = step == self.config.num_steps
         params = state.params if state.ema is None else state.ema
         scores: dict[str, float] = {}
         early = False
-        if not leaving:
-            scores = self._evaluate(step, params, [e for e in self.evals if e.due(step, last)])
-            early = self._early_stop(step, scores)
-            if early:
-                rest = [e for e in self.evals if not e.due(step, last)]
-                scores |= self._evaluate(step, params, rest)
+        try:
+            if not leaving:
+                scores = self._evaluate(step, params, [e for e in self.evals if e.due(step, last)])
+                early = self._early_stop(step, scores)
+                if early:
+                    rest = [e for e in self.evals if not e.due(step, last)]
+                    scores |= self._evaluate(step, params, rest)
+        except Exception:
+            self._save(step, state, {})
+            self.checkpoints.wait()
+            raise
         if leaving or last or early or self.checkpoints.due(step):
-            self.checkpoints.save(step, state, self.record | {"progress": self._progress()}, scores)
-            self.log.event(step, "checkpoint", f"saving step {step}")
-            self.log.flush(durable=True)
+            self._save(step, state, scores)
         if self.sampler is not None and not leaving and self.sampler.due(step, last or early):
             self._scores(step, params, self.sampler)
         return early
+
+    def _save(self, step: int, state: TrainState, scores: dict[str, float]) -> None:
+        self.checkpoints.save(step, state, self.record | {"progress": self._progress()}, scores)
+        self.log.event(step, "checkpoint", f"saving step {step}")
+        self.log.flush(durable=True)
 
     def _progress(self) -> dict[str, Any]:
         """What the host knows of the run so far; `dropout_key` and `batches_digest` let two runs be compared."""

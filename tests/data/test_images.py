@@ -233,6 +233,17 @@ def test_grey_of_16_bits_keeps_its_shades_and_numbers_are_no_shades(tmp_path):
             SIZE.read(tmp_path / f"{mode}.tif")
 
 
+def test_a_split_of_which_no_image_can_be_read_is_not_there(tmp_path):
+    for name in ("good", "bad"):
+        (tmp_path / name).mkdir()
+    good, bad = table(tmp_path / "good", SEVEN), table(tmp_path / "bad", [["a"]])
+    (tmp_path / "bad" / "0.png").write_bytes(b"no image")
+    prepared = data(good, validation=bad, corrupt="skip").prepare()
+    assert prepared.record["images skipped: cannot be read"] == 1
+    with pytest.raises(DataError, match="there is no split 'validation'"):
+        prepared.require("validation")
+
+
 def test_a_table_with_more_cells_than_columns_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text("image,caption\na.png,a cat, asleep\n")
     with pytest.raises(DataError, match=r"t.csv:2 has 1 cells more than the first line: \[' asleep'\]"):

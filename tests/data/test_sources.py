@@ -74,6 +74,8 @@ def test_relative_paths_are_found_by_the_environment(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"no file at .*sub/x.txt; .*LM_JAX_DATA"):
         read(TextFiles(paths=("sub/x.txt",)))
     monkeypatch.setenv("LM_JAX_DATA", str(tmp_path))
+    with pytest.raises(DataError, match="a path is empty"):
+        read(TextFiles(paths=("",)))
     assert read(TextFiles(paths=("sub/x.txt",))) == [("x.txt", "hello")]
 
 

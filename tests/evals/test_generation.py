@@ -1,6 +1,8 @@
 """Texts that a model writes for a split: in order, the same whatever stands beside them, and shown on the run page."""
 
+import dataclasses
 import json
+import sys
 
 import jax
 import numpy as np
@@ -25,6 +27,7 @@ from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.head import HeadConfig
 from lm_jax.nn.init import Init
 from lm_jax.nn.mlp import MLPConfig
+from lm_jax.nn.positions import PositionTableConfig
 from lm_jax.nn.stack import StackConfig
 from lm_jax.optim.adamw import AdamW
 from lm_jax.optim.schedules import Schedule
@@ -100,6 +103,19 @@ def test_a_run_shows_what_it_wrote(data, tmp_path):
     chosen = {"max_tokens": 4, "sampling": SamplingConfig(temperature=0.0), "num_samples": 1, "seed": 0}
     ((text,),) = continuations(trained.experiment, trained.graph, trained.params, trained.tokenizer, ["ab"], **chosen)
     assert text == rows[0]["text"]
+
+
+def test_what_would_fail_after_training_is_refused_before(data, monkeypatch):
+    prepared, few = data.prepare(), model()
+    few.embedding.positions = PositionTableConfig(length=16)
+    config = GenerationConfig(split="test", max_tokens=16, metrics=("exact",))
+    with pytest.raises(ConfigError, match="max_tokens=16 after a prompt of 1 tokens exceeds the model's position table of 16"):
+        config.check(few, prepared)
+    dataclasses.replace(config, max_tokens=15).check(few, prepared)
+    config.check(model(), prepared)
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)  # as where it is not installed
+    with pytest.raises(ConfigError, match="needs the package sacrebleu: pip install"):
+        GenerationConfig(split="test").check(model(), prepared)
 
 
 def test_bad_fields_are_named():

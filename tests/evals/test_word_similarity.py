@@ -68,3 +68,12 @@ def test_bad_input_is_named(tmp_path):
     graph, params = split(WordVectorsConfig(vocab_size=8, width=4).build(jax.random.key(0)))
     with pytest.raises(DataError, match=r"bad.txt:2 is no pair of words with a score"):
         list(config.scores(graph, params, Data(), lambda batch: batch, slice(None)))
+
+
+def test_files_are_read_before_training(tmp_path):
+    model = WordVectorsConfig()
+    with pytest.raises(DataError, match="no file at"):
+        WordSimilarityConfig(paths=(str(tmp_path / "no.tsv"),)).check(model, None)
+    (tmp_path / "latin.tsv").write_bytes("na\u00efve\tdull\t1.0\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"latin.tsv is not valid UTF-8 at byte 2"):
+        WordSimilarityConfig(paths=(str(tmp_path / "latin.tsv"),)).check(model, None)

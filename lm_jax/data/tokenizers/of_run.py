@@ -23,5 +23,8 @@ class RunTokenizer(TokenizerConfig):
         """See `TokenizerConfig.files`: the record of the newest checkpoint."""
         found = sorted(Path(self.path).glob("checkpoints/[0-9]*/record.json"))
         if not found:
-            raise DataError(f"{self.path} holds no run with a checkpoint, of which to take the tokenizer; train it first")
+            raise DataError(
+                f"{self.path} holds no run with a checkpoint, of which to take the tokenizer; train it first, or "
+                "name another: --config.data.tokenizer.path=..."
+            )
         return [str(found[-1])]
