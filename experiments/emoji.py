@@ -20,6 +20,7 @@ from lm_jax.data.pixels import Augment, PixelsConfig
 from lm_jax.data.splits import HashSplit
 from lm_jax.data.tokenizers import Words
 from lm_jax.evals.retrieval import RetrievalConfig
+from lm_jax.evals.zero_shot import ZeroShotConfig
 from lm_jax.models.coca import CoCaConfig
 from lm_jax.models.image_encoder import ImageEncoderConfig
 from lm_jax.models.two_tower import TwoTowerConfig
@@ -40,6 +41,7 @@ from lm_jax.train.step import StepConfig
 from lm_jax.train.trainer import TrainConfig
 
 VOCAB = 1_400  # words of the names, all of them
+CLASSES = ("man", "woman", "person", "face", "heart", "hand", "arrow")
 
 
 def layers(width: int, repeats: int, *, causal: bool, rotary: bool, cross: bool = False) -> StackConfig:
@@ -116,6 +118,6 @@ def get_config(arg: str = "contrastive") -> Experiment:
         step=StepConfig(ema_decay=None if smoke else 0.99),
         train=TrainConfig(num_steps=2 if smoke else 300),
         checkpoint=CheckpointConfig(every=0),
-        evals=(retrieval,),
+        evals=(retrieval, ZeroShotConfig(classes=CLASSES, batch_size=16 if smoke else 128)),
         samples=None,
     )

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -110,17 +110,3 @@ def text_chance(texts_of_image_I: np.ndarray, k: int) -> float:
     if k >= n:
         return 1.0
     return float(np.mean([1 - math.comb(n - int(c), k) / math.comb(n, k) for c in texts_of_image_I]))
-
-
-def zero_shot(images_IE: np.ndarray, prompts_PE: np.ndarray, classes_P: Sequence[int]) -> np.ndarray:
-    """int [I]: the class of each image, whose prompts are nearest to it (CLIP, arXiv:2103.00020, section 3.1.4).
-
-    The vector of a class is the mean of the unit vectors of its prompts, made a unit vector again. `classes_P` are the classes
-    of the prompts, numbers from 0 on, each of which must have one.
-    """
-    number = max(classes_P) + 1
-    if sorted(set(classes_P)) != list(range(number)):
-        raise ConfigError(f"prompts are given of the classes {sorted(set(classes_P))}, which must be all numbers from 0 on")
-    means_CE = np.stack([prompts_PE[np.asarray(classes_P) == c].mean(axis=0) for c in range(number)])
-    means_CE /= np.linalg.norm(means_CE, axis=1, keepdims=True)
-    return np.argmax(images_IE @ means_CE.T, axis=1)

@@ -21,7 +21,7 @@ from lm_jax.data.pixels import PixelsConfig
 from lm_jax.data.tokenizers import Words
 from lm_jax.evals.base import Shown
 from lm_jax.evals.captions import CaptionsConfig
-from lm_jax.evals.retrieval import RetrievalConfig, image_ranks, text_chance, text_ranks, zero_shot
+from lm_jax.evals.retrieval import RetrievalConfig, image_ranks, text_chance, text_ranks
 from lm_jax.nn.head import HeadConfig
 from tests.models.images_for_tests import coca, two_tower
 
@@ -51,14 +51,6 @@ def test_chance_is_the_share_of_orders():
     orders = list(itertools.permutations(range(4)))
     found = [sum(any(of_text[t] == image for t in order[:k]) for order in orders) / len(orders) for image in range(3)]
     assert text_chance(np.bincount(of_text), k) == pytest.approx(np.mean(found)) and text_chance(np.bincount(of_text), 4) == 1
-
-
-def test_zero_shot_takes_the_class_of_the_nearest_prompts():
-    prompts = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
-    images = np.array([[1.0, 0.1], [0.0, 1.0], [0.8, 0.6]])
-    assert zero_shot(images, prompts, [0, 1, 1]).tolist() == [0, 1, 1]  # by the mean alone the last were of class 0
-    with pytest.raises(ConfigError, match=r"classes \[0, 2\]"):
-        zero_shot(images, prompts, [0, 2, 2])
 
 
 def prepared(config):
