@@ -10,7 +10,7 @@ span corruption with an encoder-decoder after T5, and `smoke` a tiny version of 
 
 A run elsewhere is named twice: --config.start_from=RUN --config.data.tokenizer.path=RUN (for `scratch`: the latter only).
 
-The text is looked for in ../shared/data (from the checkout), or where LM_JAX_DATA points to. On 2 CPU cores pretraining takes 8
+The text is looked for in ../shared/data (from the checkout), or where LM_JAX_DATA points to. On 2 CPU cores pretraining takes 14
 minutes and each classifier 35 seconds; three seeds fine-tuned reach 71.4 % (validation) and 69.2 % (test), from scratch 67.4 % and
 69.4 %.
 """

@@ -29,21 +29,20 @@ from lm_jax.nn.positions import RotaryConfig
 from lm_jax.nn.recurrent import RecurrentConfig
 from lm_jax.nn.stack import StackConfig
 from lm_jax.objectives.sampled_softmax import SampledSoftmaxConfig
-from lm_jax.optim.muon import Muon
+from lm_jax.optim.adamw import AdamW
 from lm_jax.optim.schedules import Schedule
 from lm_jax.train.checkpoint import CheckpointConfig
 from lm_jax.train.trainer import TrainConfig
 
 WIDTH = 200
-DROPOUT = 0.15
 
 
 def block(kind: str) -> BlockConfig:
     """A layer of the model."""
     if kind == "transformer":
         mixer = AttentionConfig(num_heads=4, rotary=RotaryConfig())
-        return BlockConfig(mixer=mixer, feed_forward=MLPConfig(hidden=4 * WIDTH), dropout=DROPOUT)
-    return BlockConfig(mixer=RecurrentConfig(output=False, unroll=4), feed_forward=None, dropout=DROPOUT)
+        return BlockConfig(mixer=mixer, feed_forward=MLPConfig(hidden=4 * WIDTH), dropout=0.2)
+    return BlockConfig(mixer=RecurrentConfig(output=False, unroll=4), feed_forward=None, dropout=0.2)
 
 
 def get_config(arg: str = "lstm") -> Experiment:
@@ -57,34 +56,31 @@ def get_config(arg: str = "lstm") -> Experiment:
         split=NamedSplit(pattern=r"(\w+)\.txt", validation=("valid",), test=("test",)),
     )
     # A state begins at 0 with every row, so that it is read in long ones; a Transformer knows positions as far as it was trained.
-    rows = {"batch_size": 16, "stride": 64} if arg == "transformer" else {"batch_size": 4, "length": 4096, "chunks": 32}
+    rows = {"batch_size": 16, "stride": 64} if arg == "transformer" else {"batch_size": 4, "length": 1024, "chunks": 8}
     test = PerplexityConfig(name="test", split="test", **rows)
     return Experiment(
         data=TextData(
             corpora=(corpus,),
             tokenizer=Words(min_count=1, split="lines"),
             packing=Packing(shift=True),
-            length=16 if smoke else 128 if arg == "transformer" else 64,
-            batch_size=8 if arg in ("smoke", "transformer") else 16,
+            length=16 if smoke else 128,
+            batch_size=8 if smoke else 16,
         ),
         model=DecoderConfig(
             vocab_size=33_280,
             width=8 if smoke else WIDTH,
-            embedding=EmbeddingConfig(dropout=DROPOUT),
+            embedding=EmbeddingConfig(dropout=0.2),
             stack=StackConfig(pattern=(block(arg),), repeats=2),
             init=Init(weights="fan_in", embedding_std=0.05),
         ),
-        objective=SampledSoftmaxConfig(common=8 if smoke else 1024, samples=8 if smoke else 1024),
-        optimizer=Muon(
-            learning_rate=0.02,
-            adam_learning_rate=6e-3,
-            adam_b1=0.5,
-            adam_b2=0.999,
-            weight_decay=0.0,
+        objective=SampledSoftmaxConfig(common=8 if smoke else 2048, samples=8 if smoke else 2048),
+        optimizer=AdamW(
+            learning_rate=3e-3,
+            weight_decay=0.02,
             schedule=Schedule(shape="linear", warmup_steps=0 if smoke else 100, final_ratio=0.0),
         ),
-        train=TrainConfig(num_steps=2 if smoke else 32_000),
-        checkpoint=CheckpointConfig(every=0 if smoke else 8000),
-        evals=() if smoke else (PerplexityConfig(every=8000, **rows), test),
+        train=TrainConfig(num_steps=2 if smoke else 15_000),
+        checkpoint=CheckpointConfig(every=0 if smoke else 2500),
+        evals=() if smoke else (PerplexityConfig(every=2500, **rows), test),
         samples=None,
     )

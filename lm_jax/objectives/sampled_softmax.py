@@ -1,6 +1,7 @@
 """Sampled softmax: the next word told from part of a large vocabulary."""
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax
@@ -19,10 +20,12 @@ class SampledSoftmaxConfig(ObjectiveConfig):
     """An estimate of the cross-entropy, in nats per token, that scores fewer words than there are (Bengio and Senecal 2008,
     doi:10.1109/TNN.2007.912312; Jean et al. 2015, arXiv:1412.2007).
 
-    log Z is taken of the target, of the first `common` words, and of `samples` of the others, drawn anew for each batch, without
-    replacement, which stand for all of these: exp(logit) counts as often as others were left out. Z is so without bias, and the
-    loss, by its logarithm, a little below that of all words. It is for tokenizers that number words by frequency, the most frequent
-    first (`Words` does). Evals score all words, as always.
+    log Z is taken of the target, of the first `common` words, and of `samples` of the others, drawn anew for each batch, which
+    stand for all of these: word k with probability log((k + 2) / (k + 1)) / log((V + 1) / (common + 1)), about as often as words
+    occur (Zipf), and exp(logit) counts 1 / (samples x probability) times. Z is so without bias, and the loss, by its logarithm,
+    below that of all words; a model that is trained for long learns to make it so: compare with an eval, which scores all words.
+
+    It is for tokenizers that number words by frequency, the most frequent first (`Words` does).
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"next words", "masked words"})
@@ -64,10 +67,9 @@ class SampledSoftmax:
             return LMConfig().build()(model, batch)
         model = model.with_whole_head(batch["weights"])
         output = model(batch, key=jax.random.fold_in(key, 0))
-        # The largest of random numbers: without replacement as `jax.random.choice`, which sorts all words, in half the time.
-        _, others = jax.lax.top_k(jax.random.uniform(jax.random.fold_in(key, 1), (V - config.common,)), config.samples)
-        ids_S = jnp.concatenate([jnp.arange(config.common), config.common + others])
-        stands_for_S = jnp.where(ids_S < config.common, 1.0, (V - config.common) / config.samples)
+        others_S, times_S = drawn(jax.random.fold_in(key, 1), config.common, V, config.samples)
+        ids_S = jnp.concatenate([jnp.arange(config.common), others_S])
+        stands_for_S = jnp.concatenate([jnp.ones(config.common), times_S])
         targets_BT, weights_BT = (part(batch[name], "residual", 1) for name in ("targets", "weights"))
         logits_BTS = model.logits_of(output.hidden, ids_S) + jnp.log(stands_for_S)[None, None, :]
         target_BT = model.logits_of(output.hidden, batch["targets"])
@@ -76,3 +78,12 @@ class SampledSoftmax:
         sums = jnp.sum((log_z_BT - target_BT) * weights_BT), jnp.sum(weights_BT)
         total, count = (all_sum(x, "batch", "sequence", "residual") for x in sums)
         return {"loss": Mean(total + output.loss * count, count)} | output.metrics
+
+
+def drawn(key: Array, first: int, end: int, number: int) -> tuple[Array, Array]:
+    """int32 and float32 [number]: ids from `first` to below `end`, with replacement, by the law of `SampledSoftmaxConfig`, and for
+    how many words each of them stands."""
+    reach = math.log((end + 1) / (first + 1))
+    x = jnp.exp(jax.random.uniform(key, (number,)) * reach) * (first + 1)
+    ids = jnp.clip(x.astype(jnp.int32) - 1, first, end - 1)
+    return ids, reach / (number * jnp.log1p(1 / (ids + 1).astype(jnp.float32)))
