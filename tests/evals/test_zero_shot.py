@@ -27,9 +27,8 @@ def test_the_class_is_that_of_the_nearest_prompts():
 
 
 def _of_one(words, pair):
-    """The least of how many images have the one of two words, and not the other."""
-    one, other = pair
-    return min(sum(a in w and b not in w for w in words) for a, b in ((one, other), (other, one)))
+    """The least of how many images have the one of two words, and not the other; 0 where none has both."""
+    return any({*pair} <= w for w in words) * min(sum(a in w and b not in w for w in words) for a, b in (pair, pair[::-1]))
 
 
 def test_images_of_one_class_are_scored_on_any_mesh():
