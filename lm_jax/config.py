@@ -77,7 +77,7 @@ class Experiment(Config):
         """Raises `ConfigError` where components do not fit each other."""
         self._check_family()
         self.objective.check(self.model)
-        self.model.check_data(self.data)
+        self.model.check_data(self.data.shapes(), self.data.sampling_rate)
         data, limit = self.data, self.model.max_length()
         evals = {f"evals {e.name!r} length": data.row_length(e.length) for e in self.evals}
         lengths = {"data.length": data.row_length()} | evals

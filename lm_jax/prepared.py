@@ -26,7 +26,7 @@ def prepare(experiment: Experiment) -> Prepared:
             f"model.classes={num_outputs} is below the {data.num_outputs} of the training data; "
             f"set --config.model.classes={data.num_outputs}"
         )
-    experiment.model.check_tokenizer(tokenizer)
+    experiment.model.check_end(tokenizer.eos, tokenizer.vocab_size)
     for config in experiment.evals:
         data.require(config.split)  # raises where there is none
         if lacking := [name for name in config.reads if not hasattr(data, name)]:

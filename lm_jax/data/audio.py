@@ -181,6 +181,11 @@ class SpeechData(ExampleData):
         if len(rates) > 1:
             raise ConfigError(f"train, validation and test have different rates: {sorted(rates)}")
 
+    @property
+    def sampling_rate(self) -> int:
+        """See `DataConfig.sampling_rate`."""
+        return self.train.rate
+
     def masks_documents(self) -> bool:
         """See `ExampleData.masks_documents`: there is one utterance in a row."""
         return False

@@ -100,6 +100,11 @@ class DataConfig(Config):
         """Raises `ConfigError` for sizes out of range."""
         check_positive(self, "length", "batch_size")
 
+    @property
+    def sampling_rate(self) -> int | None:
+        """Samples a second of the sound in a batch; None: there is none."""
+        return None
+
     def row_length(self, length: int | None = None) -> int:
         """How many "tokens" a row of a batch has that is made of `length` tokens of text (None: of as many as in training).
 

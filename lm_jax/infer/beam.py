@@ -71,8 +71,6 @@ def _beam_search(
             tokens_BNM, ends_BN = jnp.take_along_axis(search.tokens_BKM, from_BN[:, :, None], axis=1), new_BN == eos
             likely = jnp.arange(2 * K)[None, :] < K
             worth_BN = jnp.where(ends_BN & likely, scores_BN / (i + 1).astype(jnp.float32) ** penalty, -jnp.inf)
-            worth_BN = jnp.where(search.done_B[:, None], -jnp.inf, worth_BN)
-            ended_BK, results_BKM = _best(K, (search.ended_BK, worth_BN), (search.results_BKM, tokens_BNM))
             alive_BK, at_BK = jax.lax.top_k(jnp.where(ends_BN, -jnp.inf, scores_BN), K)
             new_BK = jnp.take_along_axis(new_BN, at_BK, axis=1)
             tokens = jnp.take_along_axis(tokens_BNM, at_BK[:, :, None], axis=1).at[:, :, i].set(new_BK)
@@ -80,8 +78,8 @@ def _beam_search(
             logits, state = decode(new_BK.reshape(-1, 1), model.take_rows(search.state, rows.reshape(-1)))
             # The most that an alive one can be worth if it ends with the next token.
             hope_B = alive_BK[:, 0] / (i + 2).astype(jnp.float32) ** penalty
-            done_B = search.done_B | (jnp.isfinite(ended_BK[:, -1]) & (hope_B <= ended_BK[:, -1]))
-            return _Search(i + 1, logits.reshape(B, K, V), state, alive_BK, tokens, ended_BK, results_BKM, done_B)
+            ended = _ended(search, worth_BN, tokens_BNM, hope_B)
+            return _Search(i + 1, logits.reshape(B, K, V), state, alive_BK, tokens, *ended)
 
         def goes_on(search: _Search) -> Array:
             return (search.step < M) & ~jnp.all(search.done_B)
@@ -108,6 +106,14 @@ def _beam_search(
     whole = PartitionSpec()
     on_mesh = local_view(local, (param_specs(graph, params), whole, whole, whole, whole), whole, check=False)
     return on_mesh(params, prompts_BP, weights_BP, penalty, inputs)
+
+
+def _ended(search: _Search, worth_BN: Array, tokens_BNM: Array, hope_B: Array) -> tuple[Array, Array, Array]:
+    """The "ended_BK", "results_BKM" and "done_B" after hypotheses of this worth ended, where alive ones may reach `hope_B`."""
+    worth_BN = jnp.where(search.done_B[:, None], -jnp.inf, worth_BN)
+    ended_BK, results_BKM = _best(search.ended_BK.shape[1], (search.ended_BK, worth_BN), (search.results_BKM, tokens_BNM))
+    done_B = search.done_B | (jnp.isfinite(ended_BK[:, -1]) & (hope_B <= ended_BK[:, -1]))
+    return ended_BK, results_BKM, done_B
 
 
 def _best(number: int, scores: tuple[Array, Array], tokens: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -3,12 +3,11 @@
 import dataclasses
 from typing import ClassVar, NamedTuple
 
+import jax
 from flax import nnx
 
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.types import Array, Mean
-from lm_jax.data.base import DataConfig
-from lm_jax.data.tokenizers import Tokenizer
 from lm_jax.nn.stack import StackConfig
 
 
@@ -56,11 +55,15 @@ class ModelConfig(Config):
         """The longest row of tokens that the model can read: that of its position table; None without one."""
         raise NotImplementedError
 
-    def check_data(self, data: DataConfig) -> None:
-        """Raises `ConfigError` where what an encoder reads of the data is not as the model takes it."""
+    def check_data(self, shapes: dict[str, jax.ShapeDtypeStruct], rate: int | None) -> None:
+        """Raises `ConfigError` where what an encoder reads is not as the model takes it.
 
-    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Raises `ConfigError` where the model takes another token than the tokenizer for the end of a document."""
+        `shapes` are of the arrays of a batch, `rate` is the samples a second of its sound (None: there is none).
+        """
+
+    def check_end(self, eos: int, num_tokens: int) -> None:
+        """Raises `ConfigError` where the model takes another token than `eos`, of the tokenizer's `num_tokens`, for the end of a
+        document."""
 
     def flops_per_token(self, length: int, *, causal: bool) -> float:
         """Matrix-product FLOPs of one training step per token: forward and twice that backward.

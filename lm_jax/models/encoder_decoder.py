@@ -9,8 +9,6 @@ from flax import nnx
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.sharding import whole_rows
 from lm_jax.core.types import Array, Aux, Batch
-from lm_jax.data.audio import SpeechData
-from lm_jax.data.base import DataConfig
 from lm_jax.models.decoder import Decoder, DecoderConfig, DecodeState
 from lm_jax.models.encoder import both_ways
 from lm_jax.nn.attention import AttentionConfig
@@ -61,11 +59,11 @@ class EncoderDecoderConfig(DecoderConfig):
         """The model with parameters drawn from `key`."""
         return EncoderDecoder(self, nnx.Rngs(params=key))
 
-    def check_data(self, data: DataConfig) -> None:
+    def check_data(self, shapes: dict[str, jax.ShapeDtypeStruct], rate: int | None) -> None:
         """See `ModelConfig.check_data`."""
-        if isinstance(self.source, AudioConfig) and isinstance(data, SpeechData):
-            self.source.check_rate(data.train.rate)
-        memory, table = data.shapes().get("memory_tokens"), self.embedding if self.source is None else self.source
+        if isinstance(self.source, AudioConfig) and rate is not None:
+            self.source.check_rate(rate)
+        memory, table = shapes.get("memory_tokens"), self.embedding if self.source is None else self.source
         if memory is not None and isinstance(table, EmbeddingConfig):
             limit = table.max_length()
             if limit is not None and memory.shape[1] > limit:

@@ -12,9 +12,6 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import all_sum
 from lm_jax.core.sharding import whole_rows
 from lm_jax.core.types import Array, Batch
-from lm_jax.data.audio import SpeechData
-from lm_jax.data.base import DataConfig
-from lm_jax.data.tokenizers import Tokenizer
 from lm_jax.models.base import ModelConfig, Output
 from lm_jax.models.encoder import both_ways
 from lm_jax.nn.dropout import dropout
@@ -74,14 +71,13 @@ class SpeechEncoderConfig(ModelConfig):
         """See `ModelConfig.max_length`: it reads no tokens."""
         return None
 
-    def check_data(self, data: DataConfig) -> None:
+    def check_data(self, shapes: dict[str, jax.ShapeDtypeStruct], rate: int | None) -> None:
         """See `ModelConfig.check_data`."""
-        if isinstance(data, SpeechData):
-            self.source.check_rate(data.train.rate)
+        if rate is not None:
+            self.source.check_rate(rate)
 
-    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """See `ModelConfig.check_tokenizer`."""
-        eos = tokenizer.eos
+    def check_end(self, eos: int, num_tokens: int) -> None:
+        """See `ModelConfig.check_end`."""
         if self.blank != eos:
             raise ConfigError(f"model.blank={self.blank} may stand in transcripts; set --config.model.blank={eos}, their end")
 

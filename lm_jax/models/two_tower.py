@@ -12,7 +12,6 @@ from lm_jax.core.config import check_positive
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import param, weight
 from lm_jax.core.types import Array, Aux, Batch
-from lm_jax.data.tokenizers import Tokenizer
 from lm_jax.models.base import ModelConfig
 from lm_jax.models.embeddings import Embeddings, projected
 from lm_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
@@ -69,10 +68,9 @@ class TwoTowerConfig(ModelConfig):
         """See `ModelConfig.max_length`: of texts."""
         return self.embedding.max_length()
 
-    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """See `ModelConfig.check_tokenizer`: the end of a text is where its vector is taken."""
-        eos = tokenizer.eos
-        if (tokenizer.vocab_size - 1 if self.pool_token is None else self.pool_token) != eos:
+    def check_end(self, eos: int, num_tokens: int) -> None:
+        """See `ModelConfig.check_end`: the end of a text is where its vector is taken."""
+        if (num_tokens - 1 if self.pool_token is None else self.pool_token) != eos:
             raise ConfigError(f"model.pool_token={self.pool_token} is not where texts end; set --config.model.pool_token={eos}")
 
     def flops_per_token(self, length: int, *, causal: bool) -> float:

@@ -114,8 +114,8 @@ def test_a_split_is_scored_once_on_any_mesh(data, kind, beam):
 
 def test_a_blank_that_transcripts_hold_is_refused(data):
     with pytest.raises(ConfigError, match=r"model.blank=1 may stand in transcripts; set --config.model.blank=0"):
-        encoder(blank=1).check_tokenizer(data.tokenizer)
-    encoder(blank=data.tokenizer.eos).check_tokenizer(data.tokenizer)
+        encoder(blank=1).check_end(data.tokenizer.eos, data.tokenizer.vocab_size)
+    encoder(blank=data.tokenizer.eos).check_end(data.tokenizer.eos, data.tokenizer.vocab_size)
 
 
 @pytest.mark.slow
