@@ -9,8 +9,7 @@ LM_JAX_DATA points to. `:smoke` is a tiny version for tests.
 On 2 CPU cores skip-gram reaches a Spearman correlation of 0.47 on WordSim-353 in 2.5 minutes, gensim in the same time 0.49. GloVe
 reaches 0.17 after 3 minutes (2,000 of its 4,000 steps) and would need many more.
 
-Any model of this width begins with these vectors as its embedding where its experiment has
-data.tokenizer=RunTokenizer(path="runs/word_vectors") and start_from="runs/word_vectors".
+Any model of this width begins with these vectors as its embedding with --config.words_from=runs/word_vectors.
 """
 
 from shared_data import folder

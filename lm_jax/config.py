@@ -57,7 +57,8 @@ class Experiment(Config):
     """Everything that defines a run. It is written to the run's directory and rebuilds the run.
 
     With `start_from`, the directory of another run, the first parameters are those of its newest good checkpoint, as far as they
-    have the same path and shape (see `transfer`).
+    have the same path and shape (see `transfer`). With `words_from`, the directory of a run or a file of word vectors, embedding
+    tables begin with the vectors of the same words there, whatever the tokenizer (see `word_rows`).
     """
 
     data: DataConfig
@@ -72,6 +73,7 @@ class Experiment(Config):
     evals: tuple[EvalConfig, ...] = dataclasses.field(default_factory=lambda: (PerplexityConfig(),))
     samples: SamplesConfig | None = dataclasses.field(default_factory=SamplesConfig)
     start_from: str | None = None
+    words_from: str | None = None
 
     def validate(self) -> None:
         """Raises `ConfigError` where components do not fit each other."""

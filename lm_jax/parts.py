@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -48,11 +49,12 @@ def _abstract_key() -> jax.ShapeDtypeStruct:
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
-def initial_state(experiment: Experiment, parts: Parts, key: jax.Array, given: Params | None = None) -> TrainState:
-    """The state before the first step: parameters as `given` (a part of their tree), else drawn from `key`. Traceable; the same
-    values on every mesh."""
-    params = replaced(split(experiment.model.build(key))[1], given or {})
-    return init_state(params, parts.optimizer, experiment.step)
+def initial_state(
+    experiment: Experiment, parts: Parts, key: jax.Array, change: Callable[[Params], Params] = lambda params: params
+) -> TrainState:
+    """The state before the first step: parameters drawn from `key`, then changed by `change`. Traceable; the same values on every
+    mesh."""
+    return init_state(change(split(experiment.model.build(key))[1]), parts.optimizer, experiment.step)
 
 
 def replaced(tree: Params, given: Params) -> Params:

@@ -46,6 +46,7 @@ from lm_jax.train.step import TrainState, init_state
 from lm_jax.train.trainer import Scheduled, Trainer
 from lm_jax.trained import continuations, evaluate_split
 from lm_jax.transfer import check_source, first_state
+from lm_jax.word_rows import WordRows, word_rows
 
 
 def checksum(batch: Batch) -> int:
@@ -70,12 +71,17 @@ def train(experiment: Experiment, workdir: Path) -> int:
         data = prepare(experiment)
         loader = data.train_loader(local_rows(experiment.data.batch_size, mesh, experiment.layout))
         check_samples(experiment, data.tokenizer)
-        if experiment.start_from is not None and not any((workdir / "checkpoints").glob("[0-9]*")):
-            check_source(experiment, parts, data.tokenizer)
+        rows = None
+        if not any((workdir / "checkpoints").glob("[0-9]*")):
+            if experiment.start_from is not None:
+                check_source(experiment, parts, data.tokenizer)
+            if experiment.words_from is not None:
+                rows = word_rows(experiment.words_from, parts.shapes, data.tokenizer)
+                check_same({f"vectors of words_from={experiment.words_from}": rows.checksum})
         check_batch(experiment, parts, mesh)
         claim_config(workdir, experiment)
         try:
-            code = _train(experiment, workdir, mesh, parts, data, loader)
+            code = _train(experiment, workdir, mesh, parts, data, loader, rows)
         except BaseException:
             with contextlib.suppress(StorageError):  # the first error is the one to hear of
                 _report(workdir)
@@ -89,7 +95,9 @@ def _report(workdir: Path) -> None:
         write_report(workdir)
 
 
-def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data: Prepared, loader: Loader) -> int:
+def _train(
+    experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data: Prepared, loader: Loader, rows: WordRows | None
+) -> int:
     past = read_metrics(workdir)
     attempt = 1 + max((row["attempt"] for row in past), default=-1)
     software = versions()
@@ -112,12 +120,14 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             "mesh": dict(mesh.shape),
         }
         if not checkpoints.steps():
-            state, transfer = first_state(experiment, parts, mesh, init_key)
+            state, transfer = first_state(experiment, parts, mesh, init_key, rows)
             progress: dict[str, Any] = {}
             message = f"{parts.num_params:,} parameters on {mesh.size} x {software['device_kind']}"
             log.event(0, "start", message, num_params=parts.num_params)
             if transfer is not None:
                 log.event(0, "transfer", str(transfer), **{fate: transfer.paths(fate) for fate in ("loaded", "new", "left")})
+            if rows is not None:
+                log.event(0, "words", str(rows), given=len(rows.ids), tokens=rows.num_tokens)
             for line in attention_backends(experiment, mesh):
                 log.event(0, "attention", line)
             schedule = pipeline_schedule(experiment, mesh)
@@ -142,6 +152,7 @@ def _train(experiment: Experiment, workdir: Path, mesh: Mesh, parts: Parts, data
             log=log,
             record=record,
             num_outputs=experiment.model.num_outputs,
+            remarks=experiment.objective.remarks,
             tokens_per_batch=round(experiment.data.batch_size * data.tokens_per_row),
             flops_per_token=tuple(experiment.model.flops_per_token(length, causal=causal) for causal in (False, True)),
             peak_flops=_total_peak(mesh),

@@ -12,9 +12,10 @@ from lm_jax.config import Experiment
 from lm_jax.core.errors import ConfigError, StorageError
 from lm_jax.core.param import Params
 from lm_jax.data.tokenizers import Tokenizer
-from lm_jax.parts import Parts, abstract_state, initial_state
+from lm_jax.parts import Parts, abstract_state, initial_state, replaced
 from lm_jax.train.checkpoint import Checkpoints, room
 from lm_jax.train.step import TrainState
+from lm_jax.word_rows import WordRows, overlaid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,22 +63,33 @@ def check_source(experiment: Experiment, parts: Parts, tokenizer: Tokenizer) -> 
             raise ConfigError(f"start_from: no parameter of {experiment.start_from} has the path and shape of one here\n{transfer}")
 
 
-def first_state(experiment: Experiment, parts: Parts, mesh: Mesh, key: jax.Array) -> tuple[TrainState, Transfer | None]:
-    """The state before the first step, on the mesh, and what of it is from `start_from` (None where that is None).
+def first_state(
+    experiment: Experiment, parts: Parts, mesh: Mesh, key: jax.Array, rows: WordRows | None = None
+) -> tuple[TrainState, Transfer | None]:
+    """The state before the first step, on the mesh, and what of it is from `start_from` (None where that is None). The `rows` of
+    words take the place of what was drawn or loaded.
 
     Averaged parameters are loaded where the other run has any. Raises `StorageError` where it has no good checkpoint.
     """
-    draw = jax.jit(functools.partial(initial_state, experiment, parts))
-    if experiment.start_from is None:
-        return draw(key), None
-    mine = _flat(abstract_state(experiment, parts, mesh).params)
+    like = abstract_state(experiment, parts, mesh).params
+    given, transfer = ({}, None) if experiment.start_from is None else _loaded(experiment, like)
+    placed = {} if rows is None else rows.placed(like)
+
+    @jax.jit
+    def draw(key: jax.Array, given: Params, placed: Params) -> TrainState:
+        return initial_state(experiment, parts, key, lambda params: overlaid(replaced(params, given), placed))
+
+    return draw(key, given, placed), transfer
+
+
+def _loaded(experiment: Experiment, like: Params) -> tuple[Params, Transfer]:
+    mine = _flat(like)
     with _checkpoints(experiment, room(mine)) as checkpoints:
         step = checkpoints.good()
         name, transfer = _transfer(experiment, checkpoints, step, mine)
         fit = set(transfer.paths("loaded"))
         loaded = {path: x for path, x in mine.items() if "/".join(path) in fit}
-        given = checkpoints.read(step, {name: _nested(loaded)}, partial=True)[name]
-    return draw(key, given), transfer
+        return checkpoints.read(step, {name: _nested(loaded)}, partial=True)[name], transfer
 
 
 def _transfer(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -193,10 +194,23 @@ def test_early_stopping(tmp_path):
     config.train.early_stop = EarlyStopConfig(patience=2)
     assert run.train(config, tmp_path / "run") == 0
     assert list(evals(tmp_path / "run")) == [4, 8, 12]  # the first is the best, then two that are not better
-    assert "has not improved" in events(tmp_path / "run", "stop")[0]["message"]
+    (stop,) = events(tmp_path / "run", "stop")
+    assert re.search(r"has not improved on [\d.]+ of step 4 for 2 evaluations", stop["message"]) and stop["best_step"] == 4
     assert state(tmp_path / "run")["step"] == 12
     assert run.train(config, tmp_path / "run") == 0  # started again, it does not go on
     assert list(evals(tmp_path / "run")) == [4, 8, 12] and state(tmp_path / "run")["step"] == 12
+
+
+def test_a_run_that_goes_on_knows_its_best_step(tmp_path, monkeypatch):
+    config = experiment(tmp_path, num_steps=40)
+    config.optimizer = dataclasses.replace(config.optimizer, learning_rate=0.0)
+    config.train.early_stop = EarlyStopConfig(patience=2)
+    stop_after(monkeypatch, 6)
+    assert run.train(config, tmp_path / "run") == 75
+    stop_after(monkeypatch, None)
+    assert run.train(config, tmp_path / "run") == 0
+    (stop,) = events(tmp_path / "run", "stop")
+    assert stop["step"] == 12 and stop["best_step"] == 4
 
 
 def test_what_is_no_number_is_never_the_best():
@@ -335,3 +349,10 @@ def test_a_classifier_trains_evaluates_and_writes_no_text(tmp_path):
     (tmp_path / "train.tsv").write_text("a\t0\nfilm\t1\nof\t2\ngood\t3\n")
     with pytest.raises(ConfigError, match=r"model.classes=3 is below the 4 of the training data; set --config.model.classes=4"):
         prepare(dataclasses.replace(few, data=dataclasses.replace(data, split=None), evals=()))
+
+
+def test_what_the_objective_says_of_its_first_terms_is_logged(tmp_path, monkeypatch):
+    monkeypatch.setattr(LMConfig, "remarks", lambda self, terms: [f"a loss of {terms['loss']:.4f}"])
+    assert run.train(dataclasses.replace(experiment(tmp_path, num_steps=2), evals=(), samples=None), tmp_path / "run") == 0
+    (remark,) = events(tmp_path / "run", "remark")
+    assert remark["message"] == f"a loss of {losses(tmp_path / 'run')[1]:.4f}" and remark["step"] == 1

@@ -1,7 +1,7 @@
 """What every objective says of itself."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -27,6 +27,10 @@ class ObjectiveConfig(Config):
 
     def check(self, model: ModelConfig) -> None:
         """Raises `ConfigError` where the model is none for this objective, though their targets agree."""
+
+    def remarks(self, terms: dict[str, float]) -> Iterator[str]:
+        """Yields what is to be said of the terms of the first batch, each in a line."""
+        yield from ()
 
     def build(self) -> Objective:
         """The objective."""

@@ -1,6 +1,7 @@
 """Connectionist temporal classification: transcripts without alignment."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -30,6 +31,14 @@ class CTCConfig(ObjectiveConfig):
         check_positive(self, "chunks")
         if self.chunks != 1:
             raise ConfigError(f"chunks={self.chunks}: an utterance is scored as a whole; leave it 1")
+
+    def remarks(self, terms: dict[str, float]) -> Iterator[str]:
+        """See `ObjectiveConfig.remarks`."""
+        if terms["impossible"] > 0:
+            yield (
+                f"{100 * terms['impossible']:.2g}% of the first utterances have fewer positions than their labels need, and no "
+                "part in the loss; take a smaller stride or hop, or longer tokens"
+            )
 
     def build(self) -> "CTC":
         """The objective."""

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -26,7 +26,12 @@ PREEMPTED = 75  # EX_TEMPFAIL: checkpointed; start me again
 
 @dataclasses.dataclass(kw_only=True)
 class EarlyStopConfig(Config):
-    """Stops when `metric` ("eval name/value name") has not improved for `patience` evaluations in a row."""
+    """Stops when `metric` ("eval name/value name") has not improved for `patience` evaluations in a row.
+
+    The last evaluations are of the last parameters. The log names the best step: a checkpoint of it, for `lm-jax eval --step`, is
+    there if steps of evaluations are saved (`checkpoint.every`), and kept by `checkpoint.keep_best=1` with `best_metric` and
+    `best_mode` as here.
+    """
 
     metric: str = "validation/loss"
     mode: str = "min"
@@ -92,6 +97,7 @@ class Trainer:
       documents: step -> lines that name the documents of its batch.
       evals, sampler: what runs on the parameters during training.
       record: JSON that goes into every checkpoint.
+      remarks: what the objective says of the numbers of the first step.
       flops_per_token: counting full attention, and causal attention only.
       peak_flops: of all devices together; None where unknown.
     """
@@ -106,6 +112,7 @@ class Trainer:
     log: MetricsLog
     record: dict[str, Any]
     num_outputs: int | None
+    remarks: Callable[[dict[str, float]], Iterable[str]]
     tokens_per_batch: int
     flops_per_token: tuple[float, float]
     peak_flops: float | None
@@ -120,6 +127,7 @@ class Trainer:
         self._meter = Meter(start, progress.get("wall", 0.0))
         self._skips = progress.get("skips", 0)
         self._best, self._bad = progress.get("best"), progress.get("bad", 0)
+        self._best_step = progress.get("best_step")
         self._digest = progress.get("batches_digest", 0)
         self._key = jax.random.key_data(key).tolist()
         rule = self.config.early_stop
@@ -194,6 +202,7 @@ class Trainer:
             "wall": self._meter.wall(),
             "skips": self._skips,
             "best": self._best,
+            "best_step": self._best_step,
             "bad": self._bad,
             "batches_digest": self._digest,
             "dropout_key": self._key,
@@ -222,11 +231,15 @@ class Trainer:
         if rule is None or rule.metric not in scores:
             return False
         value = scores[rule.metric]
-        self._best, self._bad = (value, 0) if rule.better(value, self._best) else (self._best, self._bad + 1)
+        if rule.better(value, self._best):
+            self._best, self._best_step, self._bad = value, step, 0
+        else:
+            self._bad += 1
         if self._bad < rule.patience:
             return False
-        message = f"{rule.metric} has not improved on {self._best} for {self._bad} evaluations"
-        self.log.event(step, "stop", message)
+        best = "been finite" if self._best is None else f"improved on {self._best} of step {self._best_step}"
+        message = f"{rule.metric} has not {best} for {self._bad} evaluations"
+        self.log.event(step, "stop", message, best_step=self._best_step)
         return True
 
     def _report(self, done: tuple[int, dict[str, Array], Params] | None) -> None:
@@ -241,6 +254,8 @@ class Trainer:
             self._skips += 1
             self._report_skip(step, row, norms)
         if step == 1:
+            for remark in self.remarks(row):
+                self.log.event(1, "remark", remark)
             self._check_first_loss(row["cross_entropy" if "cross_entropy" in row else "loss"])
         if step % self.config.log_every == 0 or step == self.config.num_steps or step == 1:
             self.log.train(step, row | self._speed(step))

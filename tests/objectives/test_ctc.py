@@ -75,6 +75,12 @@ def test_terms_count_labels_and_what_cannot_be_spelled(alone):
     assert float(terms["impossible"].value) == pytest.approx(1 / 7)
 
 
+def test_what_cannot_be_spelled_is_said_of_the_first_batch():
+    (line,) = CTCConfig().remarks({"loss": 0.0, "impossible": 1 / 7})
+    assert line.startswith("14% of the first utterances have fewer positions than their labels need")
+    assert not list(CTCConfig().remarks({"loss": 1.0, "impossible": 0.0}))
+
+
 def nats_by_hand(logits, labels):
     """The forward algorithm (Graves et al. 2006, eq. 6 to 8) in float64."""
     probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
