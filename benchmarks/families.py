@@ -1,4 +1,5 @@
-"""The figures of the families: each experiment trained for some seeds, its score on the test beside its goal and its peer.
+"""The figures of the families: each experiment trained for some seeds, its score on the test (or where there is none, on what is
+held out) beside its goal and its peer.
 
     python -m benchmarks.families [--only=sst2,trec] [--seeds=3]
 
@@ -77,6 +78,9 @@ FIGURES = {
     "flickr8k_captions": Figure(f"{FLICKR}:caption", "captions", "bleu", None),
     "word_vectors": Figure("experiments/word_vectors.py", "similarity", "EN-WS-353-ALL", 0.35),
     "glove": Figure("experiments/word_vectors.py:glove", "similarity", "EN-WS-353-ALL", None),
+    "spans": Figure("experiments/denoising.py:span", "validation", "perplexity", None),
+    "ul2": Figure("experiments/denoising.py:ul2", "validation", "perplexity", None),
+    "prefix": Figure("experiments/denoising.py:prefix", "validation", "perplexity", None),
     "python": Figure("experiments/code.py", "lines", "exact", None),
     "wikitext2_lstm": Figure("experiments/wikitext2.py:lstm", "test", "perplexity", 102.0),
     "wikitext2_transformer": Figure("experiments/wikitext2.py:transformer", "test", "perplexity", None),

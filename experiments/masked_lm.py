@@ -5,8 +5,8 @@
     lm-jax train --config=experiments/masked_lm.py:scratch --workdir=runs/scratch
 
 `pretrain` (the default) hides a fifth of the tokens of lower-case text. `finetune` and `scratch` train the same classifier on the
-first 1,000 sentences of sst2, from its parameters and from random ones; its tokenizer is that of runs/masked_lm in both. `span` is
-span corruption with an encoder-decoder after T5, and `smoke` a tiny version of `pretrain`.
+first 1,000 sentences of sst2, from its parameters and from random ones; its tokenizer is that of runs/masked_lm in both. `smoke` is
+a tiny version of `pretrain`.
 
 A run elsewhere is named twice: --config.start_from=RUN --config.data.tokenizer.path=RUN (for `scratch`: the latter only).
 
@@ -17,12 +17,11 @@ minutes and each classifier 35 seconds; three seeds fine-tuned reach 71.4 % (val
 
 from shared_data import folder
 
-from lm_jax.config import Experiment, SamplesConfig
+from lm_jax.config import Experiment
 from lm_jax.data.labelled import LabelledLines, LabelledText
 from lm_jax.data.masked_words import MaskedWords
 from lm_jax.data.packing import Packing
 from lm_jax.data.sources import TextFiles
-from lm_jax.data.span_corruption import SpanCorruption
 from lm_jax.data.splits import ListedSplit
 from lm_jax.data.store import Corpus
 from lm_jax.data.text import TextData
@@ -31,7 +30,6 @@ from lm_jax.evals.classification import ClassificationConfig
 from lm_jax.evals.perplexity import PerplexityConfig
 from lm_jax.models.classifier import ClassifierConfig
 from lm_jax.models.encoder import EncoderConfig
-from lm_jax.models.encoder_decoder import EncoderDecoderConfig
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.embedding import EmbeddingConfig
@@ -40,7 +38,6 @@ from lm_jax.nn.init import Init
 from lm_jax.nn.mlp import MLPConfig
 from lm_jax.nn.norm import NormConfig
 from lm_jax.nn.positions import RotaryConfig
-from lm_jax.nn.relative_bias import RelativeBiasConfig
 from lm_jax.nn.stack import StackConfig
 from lm_jax.objectives.lm import LMConfig
 from lm_jax.optim.adamw import AdamW
@@ -139,32 +136,6 @@ def classify(start_from: str | None) -> Experiment:
     )
 
 
-def span(width: int = 64) -> Experiment:
-    """An encoder-decoder after T5: what is missing from a text, given the rest."""
-    attention = lambda causal: AttentionConfig(num_heads=4, causal=causal, scale=1.0)  # noqa: E731
-    layers = lambda causal, cross: StackConfig(  # noqa: E731
-        pattern=(BlockConfig(mixer=attention(causal), cross=cross, feed_forward=MLPConfig(hidden=4 * width, activation="relu")),),
-        repeats=2,
-        relative_bias=RelativeBiasConfig(),
-    )
-    denoise = SpanCorruption()
-    return Experiment(
-        data=novels(128, batch_size=8, denoise=denoise),
-        model=EncoderDecoderConfig(
-            vocab_size=WORDS + denoise.sentinels,
-            width=width,
-            encoder=layers(False, None),
-            stack=layers(True, AttentionConfig(num_heads=4, scale=1.0)),
-            head=HeadConfig(tied=True),
-        ),
-        optimizer=AdamW(learning_rate=2e-3, schedule=Schedule(warmup_steps=20)),
-        train=TrainConfig(num_steps=100),
-        checkpoint=CheckpointConfig(every=0),
-        evals=(),
-        samples=SamplesConfig(prompts=("It was a dark night, and",), max_tokens=32),
-    )
-
-
 def get_config(arg: str = "pretrain") -> Experiment:
     """The run; see above."""
     variants = {
@@ -172,7 +143,6 @@ def get_config(arg: str = "pretrain") -> Experiment:
         "smoke": lambda: pretrain(smoke=True),
         "finetune": lambda: classify(PRETRAINED),
         "scratch": lambda: classify(None),
-        "span": span,
     }
     if arg and arg not in variants:
         raise ValueError(f"{arg!r} is not one of {', '.join(variants)}")

@@ -19,7 +19,7 @@ from lm_jax.core.sharding import batch_specs, use_mesh
 from lm_jax.train.step import train_step
 
 FOLDER = Path(__file__).parents[1] / "experiments"
-VARIANTS = {"code": "fim", "masked_lm": "span", "squad": "generative", "word_vectors": "glove"}  # their batches are of other shapes
+VARIANTS = {"code": "fim", "denoising": "ul2", "squad": "generative", "word_vectors": "glove"}  # their batches are of other shapes
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "def get_config" in path.read_text())
 
 

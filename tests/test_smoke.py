@@ -30,7 +30,9 @@ def test_two_steps_train_on_real_data(name, tmp_path):
     try:
         assert run.train(load_experiment(config), tmp_path) == 0
     except DataError as error:
-        pytest.skip(str(error))
+        if str(error).startswith("no file at"):
+            pytest.skip(str(error))
+        raise
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["kind"] == "train"]
     assert len(losses) == 2 and all(loss > 0 for loss in losses)
