@@ -24,6 +24,8 @@ def ngram(experiment: Experiment, config: NGramConfig, split: str) -> Iterator[s
     validate_tree(config)
     if not isinstance(experiment.data, TextData):
         raise ConfigError(f"n-grams are counted in running text (TextData), and the data is a {type(experiment.data).__name__}")
+    if experiment.data.denoise is not None:
+        raise ConfigError("n-grams are counted in text as it is, and data.denoise rewrites it; set --config.data.denoise=None")
     data = experiment.data.prepare()
     data.require(split)
     start = time.perf_counter()

@@ -98,6 +98,7 @@ def test_ngram_scores_as_eval_does_and_names_bad_input(config, capsys):
     assert lines[0].startswith("order 1: ") and lines[-2].startswith("validation loss=") and "bits_per_byte=" in lines[-2]
     assert "order=0" in fails(capsys, ["ngram", f"--config={config}", "--order=0"], 2)
     assert "'validation'" in fails(capsys, ["ngram", f"--config={config}", "--split=validaton"], 65)
+    assert "data.denoise rewrites it" in fails(capsys, ["ngram", "--config=experiments/code.py:fim"], 2)
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,13 @@ class EvalConfig(Config):
     """Which split is read, how, and when.
 
     Rows are of `length` tokens (None: as in training), `batch_size` at once. `every` is in steps; 0: only at the end of training.
-    `chunks` > 1 computes logits in that many chunks of a row. `reads` are attributes of prepared data that not all data has.
+    `chunks` > 1 computes logits in that many chunks of a row. `reads` are attributes of prepared data that not all data has;
+    `reads_batches` says whether it reads `eval_batches`.
     """
 
     targets: ClassVar[frozenset[str]]
     reads: ClassVar[tuple[str, ...]] = ()
+    reads_batches: ClassVar[bool] = False
 
     name: str = "validation"
     split: str = "validation"
@@ -56,7 +58,9 @@ class EvalConfig(Config):
 
     def check(self, model: ModelConfig, data: Any) -> None:
         """Raises `ConfigError` or `DataError` before training for what would fail after it: a library or a file that is missing, a
-        text that the model cannot read or write. `data` is prepared."""
+        text that the model cannot read or write, an example longer than `length`. `data` is prepared."""
+        if self.reads_batches:
+            data.eval_batches(self.split, batch_size=self.batch_size, length=self.length)
 
     def scores(
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice

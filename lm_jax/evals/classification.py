@@ -27,6 +27,7 @@ class ClassificationConfig(EvalConfig):
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"classes"})
+    reads_batches: ClassVar[bool] = True
 
     batch_size: int = 16
 

@@ -13,7 +13,8 @@ from lm_jax.core.param import Params
 from lm_jax.core.types import Batch
 from lm_jax.evals.base import EvalConfig, Shown
 from lm_jax.evals.examples import logits_of_examples
-from lm_jax.evals.text_metrics import METRICS
+from lm_jax.evals.text_metrics import METRICS, check_metrics
+from lm_jax.models.base import ModelConfig
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -27,6 +28,7 @@ class ExtractionConfig(EvalConfig):
 
     targets: ClassVar[frozenset[str]] = frozenset({"tags"})
     reads: ClassVar[tuple[str, ...]] = ("parts", "sources", "references")
+    reads_batches: ClassVar[bool] = True
 
     batch_size: int = 8
     show: int = 4
@@ -36,6 +38,11 @@ class ExtractionConfig(EvalConfig):
         super().validate()
         if self.show < 0:
             raise ConfigError(f"show={self.show} must not be negative")
+
+    def check(self, model: ModelConfig, data: Any) -> None:
+        """See `EvalConfig.check`."""
+        check_metrics(("rouge",))
+        super().check(model, data)
 
     def scores(
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice

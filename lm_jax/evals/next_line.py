@@ -15,6 +15,7 @@ from lm_jax.core.types import Batch
 from lm_jax.evals.base import EvalConfig, Shown
 from lm_jax.infer.generate import generate
 from lm_jax.infer.sampling import SamplingConfig
+from lm_jax.models.base import ModelConfig
 
 _SHOWN_LINES = 6  # of what stands before a line
 
@@ -47,6 +48,20 @@ class NextLineConfig(EvalConfig):
         """Raises `ConfigError` for sizes below 1."""
         super().validate()
         check_positive(self, "max_tokens", "limit")
+
+    def check(self, model: ModelConfig, data: Any) -> None:
+        """See `EvalConfig.check`."""
+        if model.inputs != {"tokens"}:
+            raise ConfigError(f"lines are completed by a model that reads their text alone, not {', '.join(sorted(model.inputs))}")
+        limit, longest = model.max_length(), self._room(data) + self.max_tokens
+        if limit is not None and longest > limit:
+            raise ConfigError(
+                f"max_tokens={self.max_tokens} after {self._room(data)} tokens, half a row, exceed the position table of {limit}"
+            )
+
+    def _room(self, data: Any) -> int:
+        """The most tokens of a prompt."""
+        return (self.length or data.config.length) // 2
 
     def scores(
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
@@ -85,7 +100,7 @@ class NextLineConfig(EvalConfig):
     def _complete(self, graph: nnx.GraphDef, params: Params, data: Any, lines: list[Line]) -> list[str]:
         """The first line that is not blank of what the model writes after each. The end of the line before is left to the model, as
         tokens often hold it together with what follows."""
-        tokenizer, room = data.tokenizer, (self.length or data.config.length) // 2
+        tokenizer, room = data.tokenizer, self._room(data)
         prompts = [[tokenizer.eos, *map(int, tokenizer.encode(line.before.rstrip("\n")))][-room:] for line in lines]
         filled = prompts + prompts[-1:] * (self.batch_size - len(prompts))  # one shape, one program
         found = generate(

@@ -18,7 +18,9 @@ from lm_jax.core.local import all_sum, local_view
 from lm_jax.core.param import Params, param_specs
 from lm_jax.core.sharding import batch_specs
 from lm_jax.core.types import Array, Batch, Mean
+from lm_jax.data.text import PreparedText
 from lm_jax.evals.base import EvalConfig
+from lm_jax.models.base import ModelConfig
 from lm_jax.objectives.lm import check_share, most_weighted, token_sums
 
 
@@ -31,6 +33,7 @@ class PerplexityConfig(EvalConfig):
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"next words", "masked words"})
+    reads_batches: ClassVar[bool] = True
 
     stride: int | None = None
     scored: float | None = None
@@ -47,6 +50,12 @@ class PerplexityConfig(EvalConfig):
         super().check_rows(length)
         if self.stride is not None and self.stride > length:
             raise ConfigError(f"stride={self.stride} is above its length={length}: tokens would be left out")
+
+    def check(self, model: ModelConfig, data: Any) -> None:
+        """See `EvalConfig.check`."""
+        if self.stride is not None and not isinstance(data, PreparedText):
+            raise ConfigError(f"stride={self.stride} is for running text; examples of other data are read once each")
+        super().check(model, data)
 
     def scores(
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
@@ -91,8 +100,8 @@ def _batch_sums(params: Params, batch: Batch, *, graph: nnx.GraphDef, chunks: in
 def perplexity(score: Score, batches: Iterable[Batch], num_bytes: int) -> Iterator[tuple[str, float]]:
     """Yields (name, value) of a model's score on `batches`, which cover a split of `num_bytes` bytes of UTF-8 text.
 
-    "loss" and "bits_per_token" are means over the tokens, in nats and bits; "perplexity" is exp(loss);
-    "bits_per_byte" is the total in bits over `num_bytes`, comparable between tokenizers; "num_tokens" is their number.
+    "loss" and "bits_per_token" are means over the tokens, in nats and bits; "perplexity" is exp(loss); "num_tokens" is their
+    number; "bits_per_byte" is the total in bits over `num_bytes`, comparable between tokenizers that lose nothing of the text.
     The sums of the batches are added in float64 here.
     """
     pending: list[Mean] = []

@@ -29,6 +29,7 @@ class QuestionAnsweringConfig(EvalConfig):
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"spans"})
+    reads_batches: ClassVar[bool] = True
 
     batch_size: int = 16
     max_words: int = 20

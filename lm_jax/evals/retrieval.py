@@ -32,6 +32,7 @@ class RetrievalConfig(EvalConfig):
 
     targets: ClassVar[frozenset[str]] = frozenset({"pairs"})
     reads: ClassVar[tuple[str, ...]] = ("pictures",)
+    reads_batches: ClassVar[bool] = True
 
     at: tuple[int, ...] = (1, 5, 10)
     show: int = 8

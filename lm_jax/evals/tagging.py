@@ -28,6 +28,7 @@ class TaggingConfig(EvalConfig):
 
     targets: ClassVar[frozenset[str]] = frozenset({"tags"})
     reads: ClassVar[tuple[str, ...]] = ("sentences",)
+    reads_batches: ClassVar[bool] = True
 
     batch_size: int = 16
     decoding: str = "argmax"

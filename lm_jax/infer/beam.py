@@ -112,7 +112,8 @@ def _ended(search: _Search, worth_BN: Array, tokens_BNM: Array, hope_B: Array) -
     """The "ended_BK", "results_BKM" and "done_B" after hypotheses of this worth ended, where alive ones may reach `hope_B`."""
     worth_BN = jnp.where(search.done_B[:, None], -jnp.inf, worth_BN)
     ended_BK, results_BKM = _best(search.ended_BK.shape[1], (search.ended_BK, worth_BN), (search.results_BKM, tokens_BNM))
-    done_B = search.done_B | (jnp.isfinite(ended_BK[:, -1]) & (hope_B <= ended_BK[:, -1]))
+    greedy = ended_BK.shape[1] == 1  # what ended first is the likeliest of every step, whatever a longer one is worth
+    done_B = search.done_B | (jnp.isfinite(ended_BK[:, -1]) & (greedy | (hope_B <= ended_BK[:, -1])))
     return ended_BK, results_BKM, done_B
 
 

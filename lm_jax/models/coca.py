@@ -53,6 +53,7 @@ class CoCaConfig(EncoderDecoderConfig):
         super().validate()
         check_positive(self, "projection")
         self.text.check(self.width)
+        self.text.check_causal()
         self.pool.check(self.width)
         if any(block.cross is not None for block in self.text.layers):
             raise ConfigError("text: a block has cross attention; the unimodal layers do not see the image")

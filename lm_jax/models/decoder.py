@@ -33,6 +33,11 @@ class DecoderConfig(TextConfig):
 
     multi_token: MultiTokenConfig | None = None
 
+    def validate(self) -> None:
+        """Raises `ConfigError` for an unknown dtype, heads that do not divide the width, or layers that see the next token."""
+        super().validate()
+        self.stack.check_causal()
+
     def build(self, key: Array) -> "Decoder":
         """The model with parameters drawn from `key`."""
         return Decoder(self, nnx.Rngs(params=key))

@@ -64,10 +64,11 @@ class NGram:
 
         p_n(w | h) = (c(h w) - D(c(h w))) / c(h) + b(h) p_(n-1)(w | h')
 
-    with c the counts at the highest order, and below it in how many different tokens can precede; c(h) their sum over w; b(h) the
-    mass that the discounts leave; p_0 = 1 / V. After a context that was never seen p_n is p_(n-1). The three discounts of an order
-    come from its counts of counts n1 ... n4: D_i = i - (i + 1) Y n_(i+1) / n_i with Y = n1 / (n1 + 2 n2). Where one of these is
-    0, or a D_i is not between 0 and i, they are `FIXED_DISCOUNTS`, as by default in KenLM.
+    with c the counts at the highest order and of what begins a document, and of all else in how many different tokens can precede
+    (Heafield et al. 2013, P13-2121, section 3.1); c(h) their sum over w; b(h) the mass that the discounts leave; p_0 = 1 / V. After
+    a context that was never seen p_n is p_(n-1). The three discounts of an order come from its counts of counts n1 ... n4:
+    D_i = i - (i + 1) Y n_(i+1) / n_i with Y = n1 / (n1 + 2 n2). Where one of these is 0, or a D_i is not above 0 and at most i,
+    they are `FIXED_DISCOUNTS`, as by default in KenLM.
 
     A document begins after end-of-document tokens, as many as a context takes; nothing before it is seen.
     """
@@ -135,7 +136,9 @@ def _levels(inputs: np.ndarray, targets: np.ndarray, order: int, vocab_size: int
     for n in range(order - 1):  # below the highest order: how many n-grams of one more token end so
         number, token = np.divmod(grams[n + 1], vocab_size)
         shorter = _find(grams[n], contexts[n + 1][number] // vocab_size, token, vocab_size)
-        counts[n] = np.bincount(shorter, minlength=len(grams[n]))
+        first = contexts[n][grams[n] // vocab_size] % vocab_size
+        begins = (first == eos) if n else np.zeros(len(grams[n]), bool)  # only ends of documents can precede these
+        counts[n] = np.where(begins, counts[n], np.bincount(shorter, minlength=len(grams[n])))
     return [_level(*parts, vocab_size) for parts in zip(contexts, grams, counts, strict=True)]
 
 
@@ -153,6 +156,6 @@ def _discounts(counts: np.ndarray) -> Discounts:
     if min(n1, n2, n3, n4):
         y = n1 / (n1 + 2 * n2)
         values = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
-        if all(0 <= value <= i for i, value in enumerate(values, start=1)):
+        if all(0 < value <= i for i, value in enumerate(values, start=1)):
             return Discounts(values, True)
     return Discounts(FIXED_DISCOUNTS, False)

@@ -109,6 +109,12 @@ class StackConfig(Config):
             if block.cross is not None:
                 block.cross.check(width)
 
+    def check_causal(self) -> None:
+        """Raises `ConfigError` where a token sees those after it: a model of the next token would see what it predicts."""
+        for block in self.layers:
+            if not getattr(block.mixer, "causal", True):
+                raise ConfigError("mixer: it reads both ways, so that a token would see the next one, which it is to predict")
+
     def schedule(self, num_rows: int, stages: int, micro_batches: int | None) -> Schedule:
         """That of a pipeline of `stages` devices through which `num_rows` rows pass; `micro_batches` as in `Layout`.
 

@@ -1,11 +1,13 @@
 """Summaries made of the sentences that a classifier takes, whichever rows they were packed in."""
 
 import json
+import sys
 
 import jax
 import numpy as np
 import pytest
 
+from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import split
 from lm_jax.data.extracts import ExtractedSentences
 from lm_jax.data.pairs import Pairs
@@ -60,3 +62,10 @@ def test_summaries_are_those_of_the_documents_alone(tmp_path):
     assert scores["rougeL"] == pytest.approx(dict(METRICS["rouge"](written, [[s] for _, s in ROWS]))["rougeL"])
     (item,) = (item for item in found if isinstance(item, Shown))
     assert (item.text, item.fields["reference"]) == (written[0], "Cab.")
+
+
+def test_a_library_that_is_missing_is_named_before_training(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge_score", None)  # as where it is not installed
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    with pytest.raises(ConfigError, match="metrics"):
+        ExtractionConfig().check(None, None)

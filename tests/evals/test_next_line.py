@@ -13,7 +13,8 @@ from lm_jax.data.tokenizers import Characters
 from lm_jax.evals import next_line
 from lm_jax.evals.base import Shown
 from lm_jax.evals.next_line import NextLineConfig
-from tests.models_for_tests import llama
+from lm_jax.models.encoder_decoder import EncoderDecoderConfig
+from tests.models_for_tests import gpt2, llama
 
 TEXT = "abc\n  abc\n\nab c\nc\n"
 
@@ -72,3 +73,11 @@ def test_a_model_completes_lines(data):
         if not isinstance(item, Shown)
     )
     assert 0 <= scores["exact"] <= 1 and scores["num_lines"] == 3
+
+
+def test_a_model_that_cannot_complete_lines_is_named(data):
+    NextLineConfig(max_tokens=8).check(gpt2(length=16), data)
+    with pytest.raises(ConfigError, match="max_tokens=9 after 8 tokens, half a row, exceed the position table of 16"):
+        NextLineConfig(max_tokens=9).check(gpt2(length=16), data)
+    with pytest.raises(ConfigError, match="reads their text alone, not memory_tokens, tokens"):
+        NextLineConfig().check(EncoderDecoderConfig(vocab_size=8), data)

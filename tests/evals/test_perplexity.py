@@ -8,7 +8,9 @@ import pytest
 
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import split
-from lm_jax.evals.perplexity import from_logits, perplexity
+from lm_jax.data.text import PreparedText, TextData
+from lm_jax.data.tokenizers import Bytes, ByteTokenizer
+from lm_jax.evals.perplexity import PerplexityConfig, from_logits, perplexity
 from tests.models_for_tests import VOCAB, llama
 
 
@@ -48,3 +50,17 @@ def test_an_empty_split_is_an_error():
     graph, params, _ = bigram_model()
     with pytest.raises(ConfigError, match="no token"):
         dict(perplexity(from_logits(graph, params), [], num_bytes=0))
+
+
+def test_only_running_text_is_read_by_a_sliding_window():
+    with pytest.raises(ConfigError, match="stride=64 is for running text"):
+        PerplexityConfig(stride=64).check(llama(), object())
+    asked = []
+
+    class Text(PreparedText):
+        def eval_batches(self, split, **how):
+            asked.append((split, how))
+
+    config = PerplexityConfig(stride=64, length=128, batch_size=2)
+    config.check(llama(), Text(TextData(corpora=(), tokenizer=Bytes()), ByteTokenizer(), {}, {}))
+    assert asked == [("validation", {"batch_size": 2, "length": 128})]  # so that what cannot be read is known before training

@@ -14,6 +14,7 @@ from lm_jax.infer.beam import beam_search
 from lm_jax.infer.generate import generate
 from lm_jax.infer.sampling import SamplingConfig
 from lm_jax.models.encoder_decoder import EncoderDecoderConfig
+from tests.evals.test_perplexity import bigram_model
 from tests.models_for_tests import llama, logits
 
 EOS, LENGTH = 0, 3
@@ -73,6 +74,20 @@ def test_one_beam_is_greedy():
     ids = generate(*parts, PROMPTS, max_tokens=8, sampling=greedy, stop_tokens=(EOS,), num_tokens=30)
     got = beam_search(*parts, PROMPTS, beam=1, max_tokens=8, eos=EOS, num_tokens=30)
     assert [results[0][1] for results in got] == [samples[0] for samples in ids]
+
+
+def test_one_beam_ends_where_the_end_is_the_likeliest():
+    """Though a longer text would be worth more for each of its tokens: -0.30 instead of -0.40."""
+    graph, params, table = bigram_model()
+    table[:] = -30.0
+    for before, after in {5: {1: 0.9, 2: 0.1}, 1: {EOS: 0.5, 2: 0.45, 3: 0.05}, 2: {EOS: 0.99, 3: 0.01}}.items():
+        for token, p in after.items():
+            table[before, token] = np.log(p)
+    params["head"] = table.astype(np.float32)
+    ((found,),) = beam_search(graph, params, [[5]], beam=1, max_tokens=8, eos=EOS)
+    assert found[1] == [1] and found[0] == pytest.approx((np.log(0.9) + np.log(0.5)) / 2, abs=1e-5)
+    wide = beam_search(graph, params, [[5]], beam=2, max_tokens=8, eos=EOS)[0]
+    assert wide[0][1] == [1, 2]
 
 
 def test_an_encoder_decoder_on_a_mesh_finds_the_same():

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm_jax.core.config import validate_tree
+from lm_jax.core.errors import ConfigError
 from lm_jax.models.coca import last_token
 from tests.models.images_for_tests import batch_for, coca
 
@@ -46,3 +48,8 @@ def test_cached_decoding_is_the_whole_forward_pass():
         np.testing.assert_allclose(logits[:, 0], whole[:, t], atol=2e-4)
     turned = model.take_rows(state, jnp.array([2, 2, 0]))
     assert turned.info.memory_BS.shape == (3, 6) and jax.tree.leaves(turned.caches)[0].shape[1] == 3
+
+
+def test_texts_that_see_what_is_to_come_are_refused():
+    with pytest.raises(ConfigError, match="a token would see the next one, which it is to predict"):
+        validate_tree(coca(text=coca().encoder))

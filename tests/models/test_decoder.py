@@ -15,8 +15,11 @@ from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import logical_axes, split
 from lm_jax.core.sharding import Layout, check_divisible, parameter_sizes
 from lm_jax.nn.attention import AttentionConfig
+from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.gated_delta import GatedDeltaConfig
 from lm_jax.nn.moe import MoEConfig
+from lm_jax.nn.recurrent import RecurrentConfig
+from lm_jax.nn.stack import StackConfig
 from lm_jax.objectives.lm import LMConfig
 from lm_jax.optim.groups import KINDS, kind, map_axes
 from tests import hlo
@@ -205,5 +208,9 @@ def test_bad_values_are_named(change, message):
 
     with pytest.raises(ConfigError, match=message):
         validate_tree(dataclasses.replace(gpt2(), **change))
+    for mixer in (AttentionConfig(num_heads=4, causal=False), RecurrentConfig(direction="both")):
+        stack = StackConfig(pattern=(BlockConfig(mixer=mixer),))
+        with pytest.raises(ConfigError, match="a token would see the next one, which it is to predict"):
+            validate_tree(dataclasses.replace(gpt2(), stack=stack))
     with pytest.raises(ConfigError, match="num_heads=4 is not divisible by num_kv_heads=3"):
         AttentionConfig(num_heads=4, num_kv_heads=3).validate()

@@ -20,14 +20,18 @@ EOS = 0
 
 def slow_model(documents, order, vocab_size):
     """p(word, history) as a Fraction, from Chen and Goodman's formulas; documents are lists of ids without the end."""
-    counts = [Counter() for _ in range(order + 1)]
+    raw, counts = ([Counter() for _ in range(order + 1)] for _ in range(2))
     for document in documents:
         padded = [EOS] * (order - 1) + [*document, EOS]
         for end in range(order - 1, len(padded)):
-            counts[order][tuple(padded[end - order + 1 : end + 1])] += 1
+            for n in range(1, order + 1):
+                raw[n][tuple(padded[end - n + 1 : end + 1])] += 1
+    counts[order] = raw[order]
     for n in range(order - 1, 0, -1):
-        for longer in counts[n + 1]:
+        for longer in raw[n + 1]:
             counts[n][longer[1:]] += 1
+        if n > 1:
+            counts[n] |= {gram: number for gram, number in raw[n].items() if gram[0] == EOS}
     discounts = [None] * (order + 1)
     followers = [defaultdict(Counter) for _ in range(order + 1)]
     for n in range(1, order + 1):
@@ -36,7 +40,7 @@ def slow_model(documents, order, vocab_size):
         if n1 * n2 * n3 * n4:
             y = Fraction(n1, n1 + 2 * n2)
             estimate = (1 - 2 * y * Fraction(n2, n1), 2 - 3 * y * Fraction(n3, n2), 3 - 4 * y * Fraction(n4, n3))
-            if all(0 <= d <= i for i, d in enumerate(estimate, start=1)):
+            if all(0 < d <= i for i, d in enumerate(estimate, start=1)):
                 discounts[n] = estimate
         for gram, c in counts[n].items():
             followers[n][gram[:-1]][gram[-1]] = c
