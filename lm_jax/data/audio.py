@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -15,7 +16,7 @@ from lm_jax.core.types import Batch
 from lm_jax.data.buckets import Buckets, PreparedBuckets
 from lm_jax.data.examples import Example
 from lm_jax.data.pairs import written
-from lm_jax.data.sources import Counts, find, read_text
+from lm_jax.data.sources import Counts, find_all, find_one, read_text
 from lm_jax.data.supervised import ExampleData
 from lm_jax.data.tokenizers import Tokenizer
 from lm_jax.data.wav import read_wav, resample
@@ -66,7 +67,7 @@ class TableTranscripts(Config):
 
     def read(self, paths: Sequence[Path]) -> dict[str, str]:
         """Transcripts by file name. Raises `DataError` for a file that is not in the table, or is in it twice."""
-        table, found = find(self.path)[0], {}
+        table, found = find_one(self.path), {}
         for line in filter(str.strip, read_text(table, "strict", Counts()).split("\n")):
             place, _, text = line.removesuffix("\r").partition(self.delimiter)
             name = Path(place).name
@@ -76,6 +77,10 @@ class TableTranscripts(Config):
         for path in paths:
             if path.name not in found:
                 raise DataError(f"{table} has no line for {path.name}, in the folder {path.parent}")
+        name, number = Counter(path.name for path in paths).most_common(1)[0]
+        if number > 1:
+            one, other = [path for path in paths if path.name == name][:2]
+            raise DataError(f"{one} and {other} have one name, and {table} a line for it: rename one of them")
         return found
 
 
@@ -113,7 +118,7 @@ class SpeechFiles(Config):
 
     def read(self, counts: Counts) -> Iterator[Utterance]:
         """Yields the utterances in order of the files. Raises `DataError` for one that its policy calls an error."""
-        paths = [path for pattern in self.paths for path in find(pattern)]
+        paths = find_all(self.paths)
         texts = self.transcripts.read(paths)
         for path in paths:
             text = " ".join(texts[path.name].split())
@@ -131,15 +136,15 @@ class SpeechFiles(Config):
         except DataError as error:
             return self._refuse("corrupt", str(error), counts)
         counts["files mixed down to one channel"] += sound.channels > 1
-        samples = sound.samples
+        samples, silent = sound.samples, np.ptp(sound.samples) == 0  # what is resampled has ripples at its ends
         if sound.rate != self.rate:
             if self.other_rate != "resample":
                 return self._refuse("other_rate", f"{path} has {sound.rate} samples a second, not rate={self.rate}", counts)
             counts["files resampled"] += 1
             samples = resample(samples, sound.rate, self.rate)
-        if np.ptp(samples) == 0:
+        if silent:
             if self.silent != "keep":
-                return self._refuse("silent", f"{path} is silent: all its samples are {samples[0]:g}", counts)
+                return self._refuse("silent", f"{path} is silent: all its samples are {sound.samples[0]:g}", counts)
             counts["silent files kept"] += 1
         return samples
 
@@ -197,7 +202,7 @@ class SpeechData(ExampleData):
 
     def prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[int]], Batch]:
         """See `DataConfig.prompts`: each text is the path of a WAV file, of which a model writes the transcript."""
-        sounds = [self.train.sound(find(text)[0], Counts()) for text in texts]
+        sounds = [self.train.sound(find_one(text), Counts()) for text in texts]
         if any(sound is None for sound in sounds):
             raise DataError(f"{[text for text, sound in zip(texts, sounds, strict=True) if sound is None]} cannot be transcribed")
         size = max(max(map(len, sounds)), self.samples[0])

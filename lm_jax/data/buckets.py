@@ -34,6 +34,10 @@ class Buckets:
             number, which = np.unravel_index(own.argmax(), own.shape)
             what = f"{self.examples[number].name} has {own.max()} {self.by[which]}"
             raise DataError(f"{what}, more than the largest bucket of {sizes[-1]} holds")
+        for name, length in self.lengths.items():
+            for example in self.examples:
+                if name in example.arrays and len(example.arrays[name]) > length:
+                    raise DataError(f"{example.name} has {len(example.arrays[name])} {name}, more than the {length} of a row")
         place = np.searchsorted(sizes, own.max(axis=1))
         self.members = [np.flatnonzero(place == bucket) for bucket in range(len(sizes))]
 

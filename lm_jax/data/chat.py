@@ -152,6 +152,8 @@ class Chat(ExampleData):
         for split, conversations in items.items():
             made = [(chat, self._arrays(chat, tokenizer, counts)) for chat in conversations]
             examples[split] = [Example(chat.name, arrays) for chat, arrays in made if arrays is not None]
+            if not examples[split]:
+                raise DataError(f"no conversation of {split} has an answer that begins within length={self.length} tokens")
         return PreparedChat(config=self, tokenizer=tokenizer, examples=examples, conversations=items)
 
     def _tokens(self, turns: Sequence[Turn], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from lm_jax.core.config import Config, check_choice
 from lm_jax.core.errors import DataError
-from lm_jax.data.sources import Counts, find, json_objects, read_text
+from lm_jax.data.sources import Counts, csv_rows, find_one, json_objects, read_text
 
 
 class Listed(NamedTuple):
@@ -41,7 +41,7 @@ class ImageTable(Config):
 
     def read(self, counts: Counts) -> list[Listed]:
         """The images in the order of their first rows. Raises `DataError`, with the line, for a row that is no such thing."""
-        (table,) = find(self.path)[:1]
+        table = find_one(self.path)
         folder = table.parent / self.folder
         found: dict[str, list[str]] = {}
         for line, row in _rows(table, read_text(table, "strict", counts)):
@@ -72,8 +72,8 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     if kind in ("tsv", "csv"):
         delimiter, quoting = ("\t", csv.QUOTE_NONE) if kind == "tsv" else (",", csv.QUOTE_MINIMAL)
-        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
-        yield from ((rows.line_num, row) for row in rows)
+        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+        yield from csv_rows(rows, path)
     elif kind == "jsonl":
         yield from json_objects(path, text)
     else:

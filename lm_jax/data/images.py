@@ -13,8 +13,8 @@ from lm_jax.core.types import Batch
 from lm_jax.data.image_batches import Captioned, ImageBatches, ImageLoader
 from lm_jax.data.image_table import ImageTable, Listed
 from lm_jax.data.pixels import Augment, PixelsConfig
-from lm_jax.data.sources import Counts, find
-from lm_jax.data.supervised import PreparedSplits, SplitData
+from lm_jax.data.sources import Counts, find_one
+from lm_jax.data.supervised import PreparedSplits, SplitData, scored_bytes
 from lm_jax.data.tokenizers import Tokenizer
 
 
@@ -57,7 +57,7 @@ class ImageData(SplitData):
 
     def prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[int]], Batch]:
         """See `DataConfig.prompts`: the texts are names of image files, of which captions are written."""
-        images = np.stack([self.pixels.read(find(text)[0]) for text in texts])
+        images = np.stack([self.pixels.read(find_one(text)) for text in texts])
         return [[tokenizer.eos] for _ in texts], {"images": self.pixels.floats(images)}
 
     def make(self, items: dict[str, list[Listed]], counts: Counts) -> "PreparedImages":
@@ -185,5 +185,8 @@ class PreparedImages(PreparedSplits):
         return ImageBatches(self.require(split), self.config.pixels, **sizes, local=rows)
 
     def num_bytes(self, split: str) -> int:
-        """UTF-8 bytes of the captions."""
-        return sum(len(caption.encode()) for image in self.require(split) for caption in image.captions)
+        """See `PreparedSplits.num_bytes`; 0 where captions are only compared."""
+        if "targets" not in self.config.shapes():
+            return 0
+        rows = (row for image in self.require(split) for row in zip(image.captions, image.rows, strict=True))
+        return sum(scored_bytes(caption, row, self.tokenizer) for caption, row in rows)

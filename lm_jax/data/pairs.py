@@ -14,7 +14,7 @@ from lm_jax.core.types import Batch
 from lm_jax.data.examples import Example
 from lm_jax.data.questions import SquadFiles
 from lm_jax.data.sources import Counts, Source
-from lm_jax.data.supervised import ExampleData, PreparedExamples
+from lm_jax.data.supervised import ExampleData, PreparedExamples, scored_bytes
 from lm_jax.data.tokenizers import Tokenizer
 
 _SHAPES = 16  # lengths that programs are compiled for are multiples of it
@@ -206,7 +206,8 @@ class PreparedPairs(PreparedExamples):
 
     def num_bytes(self, split: str) -> int:
         """See `PreparedExamples.num_bytes`."""
-        return sum(len(pair.target.encode()) for pair in self.pairs[split])
+        both = zip(self.pairs[split], self.examples[split], strict=True)
+        return sum(scored_bytes(pair.target, example.arrays, self.tokenizer) for pair, example in both)
 
     def references(self, split: str) -> list[list[str]]:
         """The texts that each example of a split may be answered with, in order."""

@@ -63,8 +63,9 @@ class PixelsConfig(Config):
         if image.size == size:
             return np.asarray(image)
         scale = min(image.width / self.width, image.height / self.height)
-        left, top = (image.width - scale * self.width) / 2, (image.height - scale * self.height) / 2
-        box = (left, top, left + scale * self.width, top + scale * self.height)
+        width, height = min(scale * self.width, image.width), min(scale * self.height, image.height)  # rounding may pass the sides
+        left, top = (image.width - width) / 2, (image.height - height) / 2
+        box = (left, top, min(left + width, image.width), min(top + height, image.height))
         return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box))
 
     def floats(self, images_BHWC: np.ndarray) -> np.ndarray:

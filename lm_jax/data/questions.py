@@ -120,6 +120,9 @@ class Questions(ExampleData):
         self, question: Question, number: int, tokens: dict[str, np.ndarray], eos: int, counts: Counts
     ) -> Iterator[tuple[Example, Place]]:
         asked, words = _words(question.question), _words(question.context)
+        for word in (*asked, *words):
+            if not len(tokens[word]):
+                raise DataError(f"{question.name}: the tokenizer makes no token of the word {word!r}; leave it out")
         characters = np.array(word_places(question.context)).reshape(-1, 2)
         answers = _answers(question, characters, counts)
         begin = self._features("question", asked, words)

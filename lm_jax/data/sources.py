@@ -9,7 +9,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,8 +70,8 @@ class FileSource(Source):
             raise ConfigError("paths is empty; name at least one file")
 
     def files(self) -> list[Path]:
-        """The files, each pattern's in order of name. Raises `DataError` where there is none."""
-        return [path for pattern in self.paths for path in find(pattern)]
+        """See `find_all`."""
+        return find_all(self.paths)
 
     def by_file(self, counts: Counts) -> Iterator[Iterator[Document]]:
         """See `Source.by_file`."""
@@ -93,11 +93,38 @@ def find(pattern: str) -> list[Path]:
         matches = [Path(place)] if os.path.exists(place) else [Path(p) for p in glob.glob(place, recursive=True)]
         files = [f for m in matches for f in (m.rglob("*") if m.is_dir() else [m]) if f.is_file()]
         if files:
-            return sorted(files)
+            return sorted(set(files))
     raise DataError(
         f"no file at {' or '.join(os.path.abspath(place) for place in tried)}; set the source's paths "
         "(of running text: --config.data.corpora[0].source.paths=...) or the environment variable LM_JAX_DATA to where the text is"
     )
+
+
+def find_all(patterns: Sequence[str]) -> list[Path]:
+    """The files that patterns name, each pattern's in order of name; what several name stands with the first. Raises `DataError` as
+    `find`."""
+    found: dict[Path, Path] = {}
+    for path in (path for pattern in patterns for path in find(pattern)):
+        found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def find_one(path: str) -> Path:
+    """The file that `path` names. Raises `DataError` where there is none, or several."""
+    files = find(path)
+    if len(files) > 1:
+        raise DataError(f"{path} names {len(files):,} files ({files[0]}, {files[1]}, ...), and one is read; name it")
+    return files[0]
+
+
+def csv_rows(rows: Any, path: Path) -> Iterator[tuple[int, Any]]:
+    """The rows of a reader of the module csv, with the numbers of their lines. Raises `DataError` for what is no row."""
+    try:
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:
+        number = getattr(rows, "reader", rows).line_num  # a DictReader counts the rows that came through
+        raise DataError(f"{path}:{number} is no row of a table: {error} (is a quote not closed?)") from error
 
 
 def read_text(path: Path, errors: str, counts: Counts) -> str:
@@ -138,7 +165,7 @@ class TextFiles(FileSource):
             yield Document(path.name, text)
             return
         separator = "\n" if self.document == "line" else "\n\n"  # not splitlines(): U+2028 may stand inside a line
-        for number, part in enumerate(text.removesuffix("\n").replace("\r\n", "\n").split(separator), start=1):
+        for number, part in enumerate(text.replace("\r\n", "\n").removesuffix("\n").split(separator), start=1):
             yield Document(f"{path.name}:{number}", part.strip("\n"))
 
 
@@ -164,6 +191,8 @@ def json_objects(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{number} is not valid JSON: {error}") from error
+        if "\\ud" in line.lower() and (place := _half_character(row)):
+            raise DataError(f"{path}:{number} holds half of a character, {place}, which is no text; mend that line")
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number} is a JSON {type(row).__name__}, not an object with fields")
         yield number, row
@@ -186,20 +215,20 @@ class Table(FileSource):
     def parse(self, path: Path, text: str) -> Iterator[Document]:
         """See `FileSource.parse`."""
         quoting = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter, quoting=quoting)
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter, quoting=quoting, strict=True)
         names: list[str] | None = None
-        for row in rows:
+        for line, row in csv_rows(rows, path):
             if self.header and names is None:
                 names = row
             elif row:
                 keys = names or list(map(str, range(len(row))))
-                where = f"{path}:{rows.line_num}"
+                where = f"{path}:{line}"
                 if len(row) != len(keys):
                     raise DataError(
                         f"{where} has {len(row)} cells, and the first line {len(keys)}: {self.delimiter.join(row)[:60]!r}"
                     )
                 fields = dict(zip(keys, row, strict=True))
-                yield Document(f"{path.name}:{rows.line_num}", _join(fields, self.columns, self.separator, where))
+                yield Document(f"{path.name}:{line}", _join(fields, self.columns, self.separator, where))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -231,6 +260,15 @@ class TfdsDataset(Source):
             raise DataError(f"{folder} cannot be read as a TFDS dataset, split {self.split!r}: {error}") from error
         for number, row in enumerate(source):
             yield Document(f"{self.split}:{number}", _join(row, (self.field,), "", f"{folder} example {number}"))
+
+
+def _half_character(value: Any) -> str | None:
+    """A lone surrogate in JSON, as it is written there; None where there is none."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return f"\\u{ord(error.object[error.start]):x}"
+    return None
 
 
 def _join(row: dict[str, Any], fields: tuple[str, ...], separator: str, where: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from lm_jax.core.config import Config, check_one_group
 from lm_jax.core.errors import ConfigError, DataError
-from lm_jax.data.sources import Document, find
+from lm_jax.data.sources import Document, find_one
 
 SPLITS = ("train", "validation", "test")
 
@@ -103,7 +103,7 @@ class ListedSplit(Split):
 
     def assign(self, documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
         """See `Split.assign`."""
-        path = find(self.path)[0]
+        path = find_one(self.path)
         try:
             lists = dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:

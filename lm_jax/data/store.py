@@ -16,7 +16,7 @@ import numpy as np
 from lm_jax.core.config import Config, to_json
 from lm_jax.core.errors import DataError, StorageError
 from lm_jax.core.files import fsync_dir, sha256, write_json
-from lm_jax.data.sources import Counts, Document, Source, find
+from lm_jax.data.sources import Counts, Document, Source, find, find_one
 from lm_jax.data.splits import SPLITS, Split
 from lm_jax.data.tokenizers import Tokenizer, TokenizerConfig
 from lm_jax.data.workers import encode
@@ -41,11 +41,12 @@ class Corpus(Config):
             if source is not None:
                 yield from ((name, document) for document in source.documents(counts[name]))
 
-    def files(self) -> list[Path]:
-        """All files of all its sources, and of its split rule."""
-        sources = [source for source in (self.source, self.validation, self.test) if source is not None]
+    def files(self) -> dict[str, list[Path]]:
+        """The files of each of its sources, and of its split rule."""
+        sources = {"source": self.source, "validation": self.validation, "test": self.test}
+        found = {name: source.files() for name, source in sources.items() if source is not None}
         listed = getattr(self.split, "path", None)
-        return [file for source in sources for file in source.files()] + (find(listed) if listed else [])
+        return found | ({"split": [find_one(listed)]} if listed else {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +122,8 @@ def _key(corpora: Sequence[Corpus], tokenizer: TokenizerConfig, cache_dir: Path)
     parts: list[Any] = [FORMAT, _without_paths(to_json(tokenizer))]
     parts += [[hashes.of(path) for name in tokenizer.files() for path in find(name)]]
     for corpus in corpora:
-        parts += [_without_paths(to_json(corpus)), [[path.name, hashes.of(path)] for path in corpus.files()]]
+        contents = {role: [[path.name, hashes.of(path)] for path in files] for role, files in corpus.files().items()}
+        parts += [_without_paths(to_json(corpus)), contents]
     hashes.save()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -179,7 +181,7 @@ def _make(folder: Path, corpora: Sequence[Corpus], config: TokenizerConfig, num_
         for split, document in corpus.documents(counts):
             parts.setdefault(split, []).append(document)
         if not parts.get("train"):
-            raise DataError(f"corpus {corpus.name!r} has no training text: {', '.join(map(str, corpus.files()[:3]))}")
+            raise DataError(f"corpus {corpus.name!r} has no training text: {', '.join(map(str, corpus.files()['source'][:3]))}")
         encoded = {s: encode(tokenizer, parts[s], num_workers) for s in SPLITS if s in parts}
         blocks.write(folder / f"corpus{number}", {s: _pieces(parts[s], encoded[s]) for s in encoded}, dtype)
         entry = {s: _describe(parts[s], encoded[s], dtype) for s in encoded}

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from lm_jax.core.config import nearest
-from lm_jax.core.errors import DataError
+from lm_jax.core.errors import ConfigError, DataError
+from lm_jax.core.types import Batch
 from lm_jax.data.base import DataConfig
 from lm_jax.data.examples import Example, ExampleBatches, ExampleLoader, Rows
 from lm_jax.data.sources import Counts
-from lm_jax.data.splits import Split
+from lm_jax.data.splits import Split, TailFraction
 from lm_jax.data.tokenizers import Tokenizer, TokenizerConfig
 
 
@@ -29,6 +30,12 @@ class SplitData(DataConfig):
     def masks_documents(self) -> bool:
         """Whether batches carry "segments" and "positions": always."""
         return True
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for sizes below 1, or a rule that cuts texts, which examples are not."""
+        super().validate()
+        if isinstance(self.split, TailFraction):
+            raise ConfigError("split=TailFraction(...) cuts every document in two, and examples are whole; use HashSplit")
 
     def items(self, counts: Counts) -> dict[str, list[Any]]:
         """What the sources read, by split; only splits that have any. Raises `DataError` where there is nothing to train on."""
@@ -117,8 +124,16 @@ class PreparedSplits:
         raise NotImplementedError
 
     def num_bytes(self, split: str) -> int:
-        """UTF-8 bytes of the targets, of which bits per byte are counted; 0 where the targets are no text."""
+        """UTF-8 bytes of the text that the targets spell, of which bits per byte are counted; 0 where they are no text."""
         return 0
+
+
+def scored_bytes(text: str, row: Batch, tokenizer: Tokenizer) -> int:
+    """UTF-8 bytes of what a row predicts of `text`: all of them, or where its tokens were cut, the same share as of the tokens."""
+    scored = row["targets"][row["weights"] > 0]
+    size = len(text.encode())
+    whole = len(scored) > 0 and scored[-1] == tokenizer.eos
+    return size if whole else round(size * len(scored) / len(tokenizer.encode(text)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -59,38 +59,40 @@ class TaggedLines(FileSource):
         for path in self.files():
             words: list[str] = []
             tags: list[str] = []
+            closed = True
             for number, line in enumerate([*read_text(path, self.encoding_errors, counts).split("\n"), ""], start=1):
                 if line.strip():
-                    word, tag = self._split(line.removesuffix("\r"), path, number)
+                    word, tag, closes = self._split(line.removesuffix("\r"), path, number)
                     words.append(word)
-                    tags.append(self._continued(tag, tags[-1] if tags else OUTSIDE, f"{path}:{number}", counts))
+                    tags.append(self._continued(tag, tags[-1] if tags else OUTSIDE, closed, f"{path}:{number}", counts))
+                    closed = closes
                 elif words:
                     yield Sentence(f"{path.name}:{number - len(words)}", tuple(words), tuple(tags))
                     words, tags = [], []
 
-    def _split(self, line: str, path: Path, number: int) -> tuple[str, str]:
-        """The word and its tag in BIO, which may not fit the one before."""
+    def _split(self, line: str, path: Path, number: int) -> tuple[str, str, bool]:
+        """The word, its tag in BIO, which may not fit the one before, and whether a span ends with it for certain."""
         left, _, tag = line.rpartition(self.separator)
         word = re.fullmatch(self.word, left)
         if word is None or not word[1].strip():
             raise DataError(f"{path}:{number} is no word {self.word!r} with a tag after {self.separator!r}: {line[:60]!r}")
         letter, dash, kind = tag.partition("-")
         if tag == OUTSIDE:
-            return word[1], tag
+            return word[1], tag, True
         if letter not in SCHEMES[self.scheme] or not dash or not kind:
             letters = ", ".join(f"{letter}-TYPE" for letter in SCHEMES[self.scheme])
             raise DataError(f"{path}:{number}: tag {tag!r} is none of {OUTSIDE}, {letters} (scheme={self.scheme!r}): {line[:60]!r}")
-        return word[1], f"{SCHEMES[self.scheme][letter]}-{kind}"
+        return word[1], f"{SCHEMES[self.scheme][letter]}-{kind}", letter in ("S", "E")
 
-    def _continued(self, tag: str, before: str, where: str, counts: Counts) -> str:
-        """The tag, where what it goes on with is there."""
-        if not tag.startswith("I-") or before[1:] == tag[1:]:
+    def _continued(self, tag: str, before: str, closed: bool, where: str, counts: Counts) -> str:
+        """The tag, where what it goes on with is there and not `closed`."""
+        if not tag.startswith("I-") or (before[1:] == tag[1:] and not closed):
             return tag
         if self.invalid == "error":
             tag = repr(tag) if self.scheme == "BIO" else f"{tag!r} (in BIO)"
             raise DataError(
-                f"{where}: tag {tag} goes on with a span, and the tag before is {before!r}; correct it, or begin a span there "
-                "with invalid='repair'"
+                f"{where}: tag {tag} goes on with a span, and none of its type is open after {before!r}; correct it, "
+                "or begin a span there with invalid='repair'"
             )
         counts["tags repaired: a span that had no beginning"] += 1
         return f"B-{tag[2:]}"

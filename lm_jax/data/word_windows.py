@@ -128,7 +128,7 @@ class PreparedWords:
         self, split: str, batch_size: int | None = None, length: int | None = None, rows: slice = slice(None)
     ) -> Iterator[Batch]:
         """Raises `ConfigError`: word vectors are evaluated by themselves, not on text."""
-        raise ConfigError("word vectors are not evaluated on batches; use WordSimilarityConfig or AnalogiesConfig")
+        raise ConfigError("word vectors are not evaluated on batches; use WordSimilarityConfig")
 
     def running_text(self) -> "RunningText":
         """The training text of all corpora, one after the other."""

@@ -16,6 +16,7 @@ def aligned(
     Target and weight stand at the first token of a word and are 0 at the others; all have its features.
     """
     sizes = np.array([len(part) for part in ids])
+    assert sizes.all(), "a word without a token has no place for its target"
     heads = np.cumsum(sizes) - sizes
     arrays = {"tokens": np.concatenate(ids).astype(np.int32), "features": np.repeat(features_WN, sizes, axis=0)}
     for name, values, dtype in (("targets", targets, np.int32), ("weights", 1.0 if weights is None else weights, np.float32)):

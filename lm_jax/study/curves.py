@@ -61,7 +61,8 @@ def _loss_panel(train: list[Row], evals: list[Row]) -> list[dict[str, Any]]:
     curves = _curve("train", "train", train, "loss")
     for name in _in_order(row["eval"] for row in evals):
         curves += _curve(name, "eval", [row for row in evals if row["eval"] == name], "loss")
-    return _panel("Loss", "nats/token", "number", curves, smooth=True)
+    of_tokens = any("perplexity" in row for row in evals)  # else it is of images, utterances, texts, or nobody said
+    return _panel("Loss", "nats/token" if of_tokens else "", "number", curves, smooth=True)
 
 
 def _eval_panels(evals: list[Row]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from lm_jax.train.console import duration, printable, si
 from lm_jax.train.rows import Row
 
 _MAX_EVENTS = 400
-_MAX_EVALS = 200
+_MAX_EVALS, _MAX_COLUMNS = 200, 12
 _MAX_TEXT = 4_000
 
 
@@ -54,7 +54,8 @@ def _quality_cards(rows: list[Row]) -> list[tuple[str, str, str]]:
     name = "validation" if "validation" in names else names[0]
     scores = [row for row in rows if row["kind"] == "eval" and row["eval"] == name]
     cards = []
-    for column, unit in (("loss", "nats/token"), ("bits_per_byte", ""), ("perplexity", "")):
+    of_tokens = any("perplexity" in row for row in scores)  # else a loss is of images, utterances, texts
+    for column, unit in (("loss", "nats/token" if of_tokens else ""), ("bits_per_byte", ""), ("perplexity", "")):
         known = [row for row in scores if is_number(row.get(column))]
         if known:
             best, last = min(known, key=lambda row: row[column]), known[-1]
@@ -85,20 +86,24 @@ def evals(rows: list[Row]) -> str:
     if not scores:
         return ""
     common = {"kind", "eval", "step", "attempt", "wall", "tokens"}
-    columns = list(dict.fromkeys(key for row in scores for key in row if key not in common))[:12]
+    columns = list(dict.fromkeys(key for row in scores for key in row if key not in common))
+    columns, unseen = columns[:_MAX_COLUMNS], columns[_MAX_COLUMNS:]
     best: dict[str, Row] = {}
     for row in scores:
         if is_number(row.get("loss")) and row["loss"] < best.get(row["eval"], {"loss": math.inf})["loss"]:
             best[row["eval"]] = row
-    body = []
-    for row in evenly(scores, _MAX_EVALS):
+    body, kept = [], {id(row) for row in [*evenly(scores, _MAX_EVALS), *best.values()]}
+    for row in (row for row in scores if id(row) in kept):
         marked = ' class="best"' if best.get(row["eval"]) is row else ""
         cells = [f"<th>{safe(row['eval'])}</th>", f"<td>{row['step']:,}</td>", f"<td>{si(row['tokens'])}</td>"]
         cells += [f"<td>{duration(row['wall'])}</td>", *(f"<td>{safe(number(row.get(c)))}</td>" for c in columns)]
         body.append(f"<tr{marked}>{''.join(cells)}</tr>")
     head = "".join(f"<th>{safe(name)}</th>" for name in ["eval", "step", "tokens", "time", *map(words, columns)])
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-    return details(f"Evaluations ({len(scores):,})", f'<div class="scroll">{table}</div>', opened=len(scores) <= 30)
+    notes = [f"{len(scores) - len(kept):,} more evaluations"] if len(kept) < len(scores) else []
+    notes += [f"more scores ({', '.join(map(words, unseen))})"] if unseen else []
+    note = f"<p>In metrics.jsonl: {safe('; '.join(notes))}.</p>" if notes else ""
+    return details(f"Evaluations ({len(scores):,})", f'<div class="scroll">{table}</div>{note}', opened=len(scores) <= 30)
 
 
 def events(history: list[Row], standing: set[int]) -> str:

@@ -151,3 +151,20 @@ def test_names_without_transcript_or_split_are_named(tmp_path):
     files.transcripts = NameTranscripts(pattern="^(.)")
     with pytest.raises(DataError, match=r"split.pattern=.* finds nothing in the name 'strange.wav'"):
         speech(files).prepare()
+
+
+def test_silence_is_silent_at_any_rate(tmp_path):
+    write_wav(tmp_path / "1_a_0.wav", np.full(400, 0.25), rate=16000)
+    files = SpeechFiles(paths=(f"{tmp_path}/*.wav",), transcripts=BY_NAME, rate=8000, other_rate="resample")
+    with pytest.raises(DataError, match=r"1_a_0.wav is silent: all its samples are 0.25"):
+        list(files.read(counts()))
+
+
+def test_a_line_of_a_table_is_of_one_recording(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_wav(tmp_path / folder / "1.wav", noise(30))
+    (tmp_path / "words.tsv").write_text("a/1.wav\thello\n")
+    table = TableTranscripts(path=str(tmp_path / "words.tsv"))
+    with pytest.raises(DataError, match=r"a/1.wav and .*b/1.wav have one name, and .*words.tsv a line for it"):
+        list(SpeechFiles(paths=(f"{tmp_path}/**/*.wav",), transcripts=table, rate=8000).read(counts()))

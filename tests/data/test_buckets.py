@@ -10,7 +10,7 @@ from lm_jax.data.buckets import BucketBatches, BucketLoader, Buckets
 from lm_jax.data.examples import Example
 
 
-def buckets(number=23, sizes=(4, 8, 20)):
+def buckets(number=23, sizes=(4, 8, 20), tokens=5):
     rng = np.random.default_rng(0)
     examples = []
     for i in range(number):
@@ -21,7 +21,7 @@ def buckets(number=23, sizes=(4, 8, 20)):
             "tokens": np.arange(1 + i % 3, dtype=np.int32) + 7,
         }
         examples.append(Example(f"e{i}", arrays))
-    return Buckets(examples, sizes, {"tokens": 5})
+    return Buckets(examples, sizes, {"tokens": tokens})
 
 
 def who(batch):
@@ -70,3 +70,5 @@ def test_a_split_is_read_once():
 def test_what_fits_no_bucket_is_named():
     with pytest.raises(DataError, match=r"e\d+ has 20 waves, more than the largest bucket of 8 holds"):
         buckets(sizes=(4, 8))
+    with pytest.raises(DataError, match="e2 has 3 tokens, more than the 2 of a row"):
+        buckets(tokens=2)

@@ -76,6 +76,8 @@ def test_long_ones_are_cut_and_those_without_an_answer_left_out_and_counted(tmp_
     (example,) = data.require("train")
     assert example.arrays["targets"].tolist() == [*b"u: hi", EOS, *b"a: a"]
     assert data.record["conversations cut to a row"] == 2 and data.record["conversations dropped: no answer"] == 2
+    with pytest.raises(DataError, match="no conversation of train has an answer that begins within length=2 tokens"):
+        chat(tmp_path, *chats, length=2).prepare()
 
 
 def test_other_sides_may_be_learned(tmp_path):

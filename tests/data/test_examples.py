@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
-from lm_jax.core.errors import DataError
+from lm_jax.core.config import validate_tree
+from lm_jax.core.errors import ConfigError, DataError
 from lm_jax.data.examples import Example, ExampleBatches, ExampleLoader, Rows, pack
+from lm_jax.data.labelled import LabelledLines, LabelledText
+from lm_jax.data.splits import TailFraction
+from lm_jax.data.tokenizers import Bytes
 
 
 def examples(number=57, seed=0, memory=False):
@@ -86,6 +90,13 @@ def test_packing_fills_rows():
     assert sorted(i for row in rows for i in row) == list(range(2000))
     assert all(lengths[row].sum() <= 128 for row in rows)
     assert len(rows) <= 1.02 * -(-lengths.sum() // 128)
+
+
+def test_a_rule_that_cuts_texts_is_refused():
+    files = LabelledLines(paths=("x",))
+    data = LabelledText(train=files, split=TailFraction(), tokenizer=Bytes(), length=8, batch_size=1)
+    with pytest.raises(ConfigError, match=r"split=TailFraction\(...\) cuts every document in two"):
+        validate_tree(data)
 
 
 def test_what_does_not_fit_is_named():

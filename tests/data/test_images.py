@@ -80,7 +80,7 @@ def test_a_split_has_every_caption_once(tmp_path):
     np.testing.assert_array_equal(part["images"], batches[0]["images"][2:4])
     with pytest.raises(DataError, match="takes 3 tokens, more than the 2 of a row"):
         prepared.eval_batches("train", length=2)
-    assert prepared.num_bytes("train") == 13 * 4
+    assert prepared.num_bytes("train") == 0  # nothing is written
 
 
 def test_captions_stand_between_ends(tmp_path):
@@ -91,6 +91,7 @@ def test_captions_stand_between_ends(tmp_path):
     assert rows["targets"].tolist() == [[word["a"], word["b"], 0, 0, 0, 0], [*(word[x] for x in "abcd"), 0, 0]]
     assert rows["weights"].tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]]
     assert rows["segments"].tolist() == [[1, 1, 1, 1, 0, 0], [1] * 6]
+    assert prepared.num_bytes("train") == len("a b") + round(4 / 6 * len("a b c d e f"))
     assert prepared.record["captions cut to a row"] == 1 and "captions cut to a row: 1" in prepared.describe()
 
 
@@ -248,3 +249,19 @@ def test_a_table_with_more_cells_than_columns_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text("image,caption\na.png,a cat, asleep\n")
     with pytest.raises(DataError, match=r"t.csv:2 has 1 cells more than the first line: \[' asleep'\]"):
         ImageTable(path=str(tmp_path / "t.csv")).read(collections.Counter())
+
+
+def test_an_image_of_any_size_fits_a_square(tmp_path):
+    for width, height in ((225, 300), (300, 225), (450, 600), (225, 225), (1, 999)):  # 225 / 224 * 224 is above 225
+        Image.fromarray(picture(0, height, width)).save(tmp_path / "x.png")
+        assert PixelsConfig(height=224, width=224).read(tmp_path / "x.png").shape == (224, 224, 3)
+
+
+def test_one_table_is_read_and_its_quotes_must_close(tmp_path):
+    source = table(tmp_path, SEVEN)
+    (tmp_path / "more.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"jsonl names 2 files"):
+        dataclasses.replace(source, path=f"{tmp_path}/*.jsonl").read(collections.Counter())
+    (tmp_path / "t.csv").write_text('image,caption\n0.png,"a dog runs\n1.png,a cat\n')
+    with pytest.raises(DataError, match=r"t.csv:3 is no row of a table"):
+        ImageTable(path=f"{tmp_path}/t.csv").read(collections.Counter())

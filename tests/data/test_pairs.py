@@ -11,7 +11,7 @@ from lm_jax.core.errors import DataError
 from lm_jax.data.pairs import AnswerPairs, PairedText, Pairs, PromptedText
 from lm_jax.data.questions import SquadFiles
 from lm_jax.data.sources import Table, TextFiles
-from lm_jax.data.tokenizers import Bytes
+from lm_jax.data.tokenizers import Bytes, Words
 
 EOS = 256
 
@@ -37,6 +37,25 @@ def test_examples_say_what_is_read_and_written(tmp_path):
         read = bytes(batch["memory_tokens"][0][batch["memory_segments"][0] == number][:-1].tolist()).decode()
         written = bytes(batch["targets"][0][segments == number][:-1].tolist()).decode()
         assert (read, written) in {("ab", "X"), ("cde", "YZ")}
+
+
+@pytest.mark.parametrize("form", [{"memory_length": 8}, {}])
+def test_only_what_is_predicted_counts_as_bytes(form, tmp_path):
+    kind = PairedText if form else PromptedText
+    read = pairs(tmp_path, source="a\nb", target="Xé\nYZWVUTSR")
+    data = kind(train=read, tokenizer=Bytes(), length=7, batch_size=1, **form).prepare()
+    seen = 7 if form else 7 - len("b\n")  # the prompt takes a part of the row
+    assert data.num_bytes("train") == len("Xé".encode()) + seen
+
+
+def test_bytes_of_cut_targets_are_their_share_of_the_text(tmp_path):
+    read = pairs(tmp_path, source="a\nb\n", target="Xéé\nsome words here again\n")
+    for tokenizer, length, expected in (
+        (Bytes(), 2, [2, 2]),  # a byte a token, though the second is but half of a character
+        (Words(min_count=9), 2, [5, round(2 / 4 * 21)]),  # all are unknown, and as long as they are
+    ):
+        data = PairedText(train=read, tokenizer=tokenizer, length=length, memory_length=4, batch_size=1).prepare()
+        assert data.num_bytes("train") == sum(expected)
 
 
 def test_what_is_longer_than_a_row_is_cut_and_counted(tmp_path):

@@ -12,6 +12,7 @@ from lm_jax.core.config import validate_tree
 from lm_jax.core.errors import ConfigError, DataError
 from lm_jax.data.questions import END, START, Questions, SquadFiles
 from lm_jax.data.tokenizers import BPE, Bytes, Words, word_places
+from lm_jax.data.tokenizers.words import WordTokenizer
 from lm_jax.data.words import feature_hash
 
 CONTEXT = "In 1990s Paris, the Tour-Eiffel (324 m) was\nrepainted. It shone."
@@ -104,7 +105,7 @@ def test_a_word_longer_than_a_row_is_cut(tmp_path):
     assert [bytes(e.arrays["tokens"][3:].tolist()) for e in prepared.examples["train"]] == [b"a", b"longerthana", b"b"]
 
 
-def test_bad_input_is_named(tmp_path):
+def test_bad_input_is_named(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"train.json:q0: the answer 'Paris' does not stand at character 3, where '1990s' is"):
         data(tmp_path, [(CONTEXT, "Where?", [("Paris", 3)])]).prepare()
     with pytest.raises(DataError, match=r"train.json:q0 has no question or no answer"):
@@ -113,6 +114,9 @@ def test_bad_input_is_named(tmp_path):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(DataError, match=r"bad.json is not in the JSON of SQuAD"):
             list(SquadFiles(paths=(str(tmp_path / "bad.json"),)).read(collections.Counter()))
+    monkeypatch.setattr(WordTokenizer, "encode", lambda self, text: np.zeros(int(text != "shone"), np.int32))
+    with pytest.raises(DataError, match=r"train.json:q0: the tokenizer makes no token of the word 'shone'"):
+        data(tmp_path, [(CONTEXT, "Where?", ["Paris"])]).prepare()
     with pytest.raises(ConfigError, match="question_length=39 leaves no room for a context in length=40"):
         validate_tree(data(tmp_path, [(CONTEXT, "Where?", ["Paris"])], question_length=39))
 

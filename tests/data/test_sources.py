@@ -8,7 +8,7 @@ import pytest
 
 from lm_jax.core.config import validate_tree
 from lm_jax.core.errors import ConfigError, DataError
-from lm_jax.data.sources import Counts, JsonLines, Table, TextFiles, TfdsDataset
+from lm_jax.data.sources import Counts, JsonLines, Table, TextFiles, TfdsDataset, find, find_one
 
 
 def read(source, counts=None):
@@ -98,6 +98,9 @@ def test_invalid_utf8_is_named_by_file_and_byte_or_replaced_on_request(tmp_path)
         ("x.jsonl", b'{"txt": "a", "n": 1}\n', JsonLines, r"x.jsonl:1 has no field 'text'; it has 'txt', 'n'"),
         ("x.jsonl", b'{"text": 3}\n', JsonLines, r"x.jsonl:1: field 'text' is a int, not text"),
         ("x.csv", b"a,b\n1,2\n", Table, r"x.csv:2 has no field 'text'; it has 'a', 'b'"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": "b\\ud800"}\n', JsonLines, r"x.jsonl:2 holds half of a character, \\ud800"),
+        ("x.csv", b'text\n"a\nb\nc\n', Table, r"x.csv:4 is no row of a table: unexpected end of data \(is a quote not closed"),
+        ("x.csv", b'text\n"a"b\n', Table, r"x.csv:2 is no row of a table"),
         ("x.txt.gz", b"not gzip", TextFiles, r"x.txt.gz cannot be read"),
         ("x.txt.gz", gzip.compress(b"whole" * 99, mtime=0)[:-9], TextFiles, r"x.txt.gz cannot be read"),
     ],
@@ -106,3 +109,21 @@ def test_broken_files_are_named_with_their_line(tmp_path, name, data, source, me
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=message):
         read(source(paths=(str(tmp_path / name),)))
+
+
+def test_a_file_is_read_once_however_often_it_is_named(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "x.txt").write_text("x")
+    (tmp_path / "a" / "y.txt").write_text("y")
+    for paths in ((f"{tmp_path}/**",), (f"{tmp_path}/a", f"{tmp_path}/a/b/x.txt"), (f"{tmp_path}/a/b/../b", f"{tmp_path}/a")):
+        assert sorted(read(TextFiles(paths=paths))) == [("x.txt", "x"), ("y.txt", "y")]
+    assert [name for name, _ in read(TextFiles(paths=(f"{tmp_path}/a/y.txt", f"{tmp_path}/a")))] == ["y.txt", "x.txt"]
+    assert len(find(f"{tmp_path}/**")) == 2
+    assert find_one(f"{tmp_path}/a/*.txt").name == "y.txt"
+    with pytest.raises(DataError, match=r"a names 2 files \(.*x.txt, .*y.txt, ...\), and one is read; name it"):
+        find_one(f"{tmp_path}/a")
+
+
+def test_lines_of_windows_end_alike(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"a\r\nb\r\n")
+    assert read(TextFiles(paths=(f"{tmp_path}/x.txt",), document="line")) == [("x.txt:1", "a"), ("x.txt:2", "b")]

@@ -66,6 +66,16 @@ def test_the_second_time_nothing_is_made_and_a_change_is_seen(tmp_path, monkeypa
     assert prepare([source], Bytes(), tmp_path / "cache").tokenizer.vocab_size == 257
 
 
+def test_a_file_that_moves_from_one_split_to_another_is_seen(tmp_path):
+    files = [str(file) for file in corpus(tmp_path / "t", TEXTS).source.files()]
+    source = lambda *which: TextFiles(paths=tuple(files[i] for i in which))  # noqa: E731
+    first = Corpus(name="c", source=source(0, 1), validation=source(2))
+    second = Corpus(name="c", source=source(0), validation=source(1, 2))
+    for given, numbers in ((first, (2, 1)), (second, (1, 2))):
+        stores = prepare([given], Bytes(), tmp_path / "cache").corpora["c"]
+        assert (len(stores["train"].offsets) - 1, len(stores["validation"].offsets) - 1) == numbers
+
+
 def test_documents_longer_than_a_record_come_back_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_TOKENS", 100)
     texts = ["a" * 350, "b", "c" * 99, "d" * 200]

@@ -95,9 +95,12 @@ def test_long_sentences_and_words_are_cut_and_counted(tmp_path):
 
 def test_bad_input_is_named(tmp_path):
     for text, message in (
-        ("en:a\tO\nen:b\tI-PER\n", r"train.txt:2: tag 'I-PER' goes on with a span, and the tag before is 'O'; correct it"),
-        ("en:a\tB-LOC\nen:b\tI-PER\n", r"train.txt:2: tag 'I-PER' goes on .* before is 'B-LOC'"),
-        ("en:a\tB-PER\n\nen:b\tI-PER\n", r"train.txt:3: tag 'I-PER' goes on .* before is 'O'"),
+        (
+            "en:a\tO\nen:b\tI-PER\n",
+            r"train.txt:2: tag 'I-PER' goes on with a span, and none of its type is open after 'O'; correct it",
+        ),
+        ("en:a\tB-LOC\nen:b\tI-PER\n", r"train.txt:2: tag 'I-PER' goes on .* open after 'B-LOC'"),
+        ("en:a\tB-PER\n\nen:b\tI-PER\n", r"train.txt:3: tag 'I-PER' goes on .* open after 'O'"),
         ("en:a\tO\nen:b\n", r"train.txt:2 is no word 'en:\(.\+\)' with a tag after '\\t': 'en:b'"),
         ("en:a\tO\nb\tO\n", r"train.txt:2 is no word"),
         ("en:a\tE-PER\n", r"train.txt:1: tag 'E-PER' is none of O, B-TYPE, I-TYPE \(scheme='BIO'\)"),
@@ -105,6 +108,10 @@ def test_bad_input_is_named(tmp_path):
     ):
         with pytest.raises(DataError, match=message):
             data(tmp_path, text).prepare()
+    for tags in ("S-LOC E-LOC", "B-LOC E-LOC M-LOC"):  # an end and a single word are the last of their span
+        text = "".join(f"en:a\t{tag}\n" for tag in tags.split())
+        with pytest.raises(DataError, match=rf"train.txt:{tags.count('-')}: tag 'I-LOC' \(in BIO\) goes on with a span"):
+            read(lines(tmp_path, text, scheme="BMES"))
     with pytest.raises(DataError, match=r"train.txt:2: tag 'I-LOC' \(in BIO\) goes on with a span"):
         read(lines(tmp_path, "en:a\tO\nen:b\tE-LOC\n", scheme="BMES"))
     test = lines(tmp_path, "en:a\tO\nen:b\tB-ORG\n", "test.txt")

@@ -116,6 +116,20 @@ def test_a_finished_run(tmp_path):
     assert page.data["axis"]["tokens"] == [0.0, *(64.0 * s for s in range(1, 11))]
 
 
+def test_a_loss_is_of_tokens_only_where_they_are_scored(tmp_path):
+    for name, more, unit in (("a", {"perplexity": 9.0}, "nats/token"), ("b", {"accuracy": 0.5}, "")):
+        page = Page(write_report(write_run(tmp_path / name, [train_row(1), eval_row(1, 2.0, **more)])))
+        assert page.data["panels"][0]["unit"] == unit and ("nats/token" in page.text) == bool(unit)
+
+
+def test_what_a_table_of_evaluations_leaves_out_is_said(tmp_path):
+    many = {f"score{i}": float(i) for i in range(14)}
+    rows = [train_row(1), *(eval_row(s, 1.0 if s == 501 else 2.0, **many) for s in range(1, 601))]
+    page = Page(write_report(write_run(tmp_path / "run", rows)))
+    assert re.search(r"In metrics.jsonl: \d+ more evaluations; more scores \(score11, score12, score13\)", page.text)
+    assert "<th>validation</th><td>501</td>" in page.source  # the best is there
+
+
 def hostile_run(workdir):
     """Every text of a run, hostile in every way: names, messages, samples, configs, commands."""
     rows, samples, config = [event_row(0, "start", PAYLOADS[0], time=PAYLOADS[1])], [], {}

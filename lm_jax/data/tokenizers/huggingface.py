@@ -9,7 +9,7 @@ import numpy as np
 
 from lm_jax.core.config import check_positive
 from lm_jax.core.errors import DataError
-from lm_jax.data.sources import find
+from lm_jax.data.sources import find_one
 from lm_jax.data.tokenizers.base import END, Tokenizer, TokenizerConfig
 
 
@@ -101,7 +101,7 @@ class TokenizerFile(TokenizerConfig):
 
     def train(self, documents: Iterable[str]) -> Tokenizer:
         """See `TokenizerConfig.train`."""
-        path = find(self.path)[0]
+        path = find_one(self.path)
         try:
             return HuggingFaceTokenizer(json.loads(path.read_text()), self.eos)
         except DataError:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lm_jax.core.config import check_choice
 from lm_jax.core.errors import DataError
-from lm_jax.data.sources import find
+from lm_jax.data.sources import find_one
 from lm_jax.data.tokenizers.base import END, Tokenizer, TokenizerConfig
 
 
@@ -62,7 +62,7 @@ class SentencePiece(TokenizerConfig):
 
     def train(self, documents: Iterable[str]) -> Tokenizer:
         """See `TokenizerConfig.train`."""
-        path = find(self.path)[0]
+        path = find_one(self.path)
         try:
             return SentencePieceTokenizer(path.read_bytes().hex(), self.end)
         except (RuntimeError, TypeError) as error:
