@@ -55,17 +55,19 @@ def stacks(kind: str, layers: int) -> tuple[EmbeddingConfig, StackConfig, StackC
     if kind == "original":
         norm, rotary, placement = NormConfig(kind="layer", bias=True), None, "post"
         positions, mlp = PositionTableConfig(kind="sinusoidal", length=LENGTH), MLPConfig(hidden=512, activation="relu", bias=True)
-    common = {"norm": norm, "placement": placement, "feed_forward": mlp, "dropout": 0.2}
+    recurrent = kind in ("luong", "bahdanau")
+    rate = 0.2 if recurrent else 0.1  # Transformers have more layers
+    common = {"norm": norm, "placement": placement, "feed_forward": mlp, "dropout": rate}
     attention = AttentionConfig(num_heads=4, rotary=rotary, causal=False)
     encoder = BlockConfig(mixer=attention, **common)
     decoder = BlockConfig(mixer=AttentionConfig(num_heads=4, rotary=rotary), cross=AttentionConfig(num_heads=4), **common)
-    if kind in ("luong", "bahdanau"):
+    if recurrent:
         cross = AttentionConfig(num_heads=1) if kind == "luong" else AdditiveAttentionConfig()
         layers, common["feed_forward"] = 2, None
         encoder = BlockConfig(mixer=RecurrentConfig(direction="both"), **common)
         decoder = BlockConfig(mixer=RecurrentConfig(), cross=cross, **common)
     last = norm if placement == "pre" else None
-    embedding = EmbeddingConfig(positions=positions, scale=1.0 if placement == "pre" else 128**0.5, dropout=0.2)
+    embedding = EmbeddingConfig(positions=positions, scale=1.0 if placement == "pre" else 128**0.5, dropout=rate)
     return embedding, *(StackConfig(pattern=(block,), repeats=layers, final_norm=last, unroll=4) for block in (encoder, decoder))
 
 
@@ -73,7 +75,7 @@ def get_config(arg: str = "transformer") -> Experiment:
     """The run of a kind of model; "smoke" shrinks it to seconds."""
     arg = arg or "transformer"
     check_choice("variant", arg, ("transformer", "original", "luong", "bahdanau", "smoke"))
-    smoke = arg == "smoke"
+    smoke, recurrent = arg == "smoke", arg in ("luong", "bahdanau")
     embedding, encoder, decoder = stacks("transformer" if smoke else arg, 1 if smoke else 4)
     return Experiment(
         data=PairedText(
@@ -92,19 +94,19 @@ def get_config(arg: str = "transformer") -> Experiment:
             encoder=encoder,
             stack=decoder,
             head=HeadConfig(tied=True),
-            init=Init(
-                weights="fan_in", outputs="same" if arg in ("original", "luong", "bahdanau") else "zeros", embedding_std=0.02
-            ),
+            init=Init(weights="fan_in", outputs="same" if recurrent or arg == "original" else "zeros", embedding_std=0.02),
         ),
         objective=LMConfig(label_smoothing=0.1),
         optimizer=Muon(
             learning_rate=0.02,
             adam_learning_rate=3e-3,
             weight_decay=0.0,
-            schedule=Schedule(shape="linear", warmup_steps=0 if smoke else 100, decay_fraction=0.7, final_ratio=0.0),
+            schedule=Schedule(
+                shape="linear", warmup_steps=0 if smoke else 100, decay_fraction=0.7 if recurrent else 1.0, final_ratio=0.0
+            ),
         ),
         step=StepConfig(ema_decay=0.995),
-        train=TrainConfig(num_steps=2 if smoke else 5000),
+        train=TrainConfig(num_steps=2 if smoke else 5000 if recurrent else 8000),
         checkpoint=CheckpointConfig(every=0),
         evals=()
         if smoke
