@@ -81,7 +81,7 @@ def get_config(arg: str = "lstm") -> Experiment:
             weight_decay=0.02,
             schedule=Schedule(shape="linear", warmup_steps=0 if smoke else 100, final_ratio=0.0),
         ),
-        train=TrainConfig(num_steps=2 if smoke else 4000 if arg == "transformer" else 15_000),
+        train=TrainConfig(num_steps=2 if smoke else 3000 if arg == "transformer" else 15_000),
         checkpoint=CheckpointConfig(every=0 if smoke else 2500),
         evals=() if smoke else (PerplexityConfig(every=2500, **rows), test),
         samples=None,
