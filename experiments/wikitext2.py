@@ -4,7 +4,7 @@
 
 `:lstm` has two layers of width 200, as the smallest word language model of GluonNLP, whose published test perplexity is 102.3 after
 40 epochs (here: 124.7 after 14.7 epochs, 48 minutes on 2 CPU cores, when samples were drawn evenly, not by Zipf's law);
-`:transformer` is a Transformer of about as much work for a word.
+`:transformer` is a Transformer of about as much work for a word: 147.9 after 2.9 epochs, 16 minutes.
 
 A word is what stands between spaces, a line end is one too; "perplexity" of the test, of all words, is the figure to compare (the
 training loss scores a part of them). The text is looked for in ../shared/data/wikitext2, or where LM_JAX_DATA points to. `:smoke`
