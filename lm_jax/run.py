@@ -120,19 +120,7 @@ def _train(
             "mesh": dict(mesh.shape),
         }
         if not checkpoints.steps():
-            state, transfer = first_state(experiment, parts, mesh, init_key, rows)
-            progress: dict[str, Any] = {}
-            message = f"{parts.num_params:,} parameters on {mesh.size} x {software['device_kind']}"
-            log.event(0, "start", message, num_params=parts.num_params)
-            if transfer is not None:
-                log.event(0, "transfer", str(transfer), **{fate: transfer.paths(fate) for fate in ("loaded", "new", "left")})
-            if rows is not None:
-                log.event(0, "words", str(rows), given=len(rows.ids), tokens=rows.num_tokens)
-            for line in attention_backends(experiment, mesh):
-                log.event(0, "attention", line)
-            schedule = pipeline_schedule(experiment, mesh)
-            if schedule is not None:
-                log.event(0, "pipeline", str(schedule), bubble_share=schedule.bubble_share)
+            state, progress = _begin(experiment, parts, mesh, init_key, rows, log), {}
         else:
             step, state = _restore(experiment, parts, mesh, checkpoints)
             saved = checkpoints.record(step)
@@ -158,6 +146,23 @@ def _train(
             peak_flops=_total_peak(mesh),
         )
         return trainer.run(state, dropout_key, progress)
+
+
+def _begin(experiment: Experiment, parts: Parts, mesh: Mesh, key: jax.Array, rows: WordRows | None, log: MetricsLog) -> TrainState:
+    """The state before the first step; logs where it is from and how it will be trained."""
+    state, transfer = first_state(experiment, parts, mesh, key, rows)
+    message = f"{parts.num_params:,} parameters on {mesh.size} x {jax.devices()[0].device_kind}"
+    log.event(0, "start", message, num_params=parts.num_params)
+    if transfer is not None:
+        log.event(0, "transfer", str(transfer), **{fate: transfer.paths(fate) for fate in ("loaded", "new", "left")})
+    if rows is not None:
+        log.event(0, "words", str(rows), given=len(rows.ids), tokens=rows.num_tokens)
+    for line in attention_backends(experiment, mesh):
+        log.event(0, "attention", line)
+    schedule = pipeline_schedule(experiment, mesh)
+    if schedule is not None:
+        log.event(0, "pipeline", str(schedule), bubble_share=schedule.bubble_share)
+    return state
 
 
 def _restore(experiment: Experiment, parts: Parts, mesh: Mesh, checkpoints: Checkpoints) -> tuple[int, TrainState]:

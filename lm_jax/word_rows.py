@@ -98,7 +98,8 @@ def word_rows(source: str, shapes: Params, tokenizer: Tokenizer) -> WordRows:
         same = theirs.hash == tokenizer.hash
     tables = [path for path, width in widths.items() if width == vectors.shape[1]]
     if not tables:
-        raise _no_table(source, vectors.shape[1], widths)
+        here = {"/".join(path): width for path, width in widths.items()} or "no embedding table"
+        raise ConfigError(f"words_from={source} has vectors of {vectors.shape[1]} numbers, and the model has {here}")
     numbers = range(tokenizer.vocab_size) if same else _matched(texts, words)
     found = {token: number for token, number in enumerate(numbers) if number is not None}
     if not found:
@@ -124,11 +125,6 @@ def _matched(texts: Sequence[str], words: Sequence[str]) -> list[int | None]:
     within = {text.strip(): number for text, number in by_text.items() if not text.startswith(" ")}
     by_word = within | {text.strip(): number for text, number in by_text.items() if text.startswith(" ")} | by_text
     return [next((by_word[form] for form in _forms(text) if form in by_word), None) for text in texts]
-
-
-def _no_table(source: str, width: int, widths: dict[tuple[str, str], int]) -> ConfigError:
-    here = {"/".join(path): size for path, size in widths.items()} or "no embedding table"
-    return ConfigError(f"words_from={source} has vectors of {width} numbers, and the model has {here}")
 
 
 def _of_run(source: str) -> tuple[Tokenizer, np.ndarray]:
