@@ -13,7 +13,7 @@ from lm_jax.core.types import Array
 from lm_jax.nn.embedding import look_up, soft_cap
 from lm_jax.nn.init import Init, zeros
 from lm_jax.nn.kernels.spec import MASKED
-from lm_jax.nn.linear import project
+from lm_jax.nn.linear import merged, project
 from lm_jax.nn.mlp import ACTIVATIONS
 from lm_jax.nn.norm import NormConfig
 
@@ -98,16 +98,17 @@ class Head(nnx.Module):
         """
         hidden_BTD = all_gather(self._transformed(hidden_BTD), "residual", 1)
         if self.matrix is None:
-            y_BTV = project("BTD,VD->BTV", hidden_BTD, table, jnp.float32)
+            y_NV = project("ND,VD->NV", merged(hidden_BTD), table, jnp.float32)
         else:
-            y_BTV = project("BTD,DV->BTV", hidden_BTD, self.matrix, jnp.float32)
+            y_NV = project("ND,DV->NV", merged(hidden_BTD), self.matrix, jnp.float32)
         if self.bias is not None:
-            y_BTV = y_BTV + weight(self.bias, y_BTV)[None, None, :]
-        y_BTV, own = soft_cap(y_BTV, self.config.soft_cap), y_BTV.shape[-1]
-        if vocab_size == self.table_size:
-            return y_BTV
-        ids = index("vocab") * own + jnp.arange(own)
-        return jnp.where(ids < vocab_size, y_BTV, MASKED)
+            y_NV = y_NV + weight(self.bias, y_NV)[None, :]
+        y_NV = soft_cap(y_NV, self.config.soft_cap)
+        if vocab_size != self.table_size:
+            own = y_NV.shape[1]
+            ids_V = index("vocab") * own + jnp.arange(own)
+            y_NV = jnp.where(ids_V < vocab_size, y_NV, MASKED)
+        return y_NV.reshape(*hidden_BTD.shape[:2], -1)
 
     def logits_of(self, hidden_BTD: Array, table: nnx.Param | None, ids: Array) -> Array:
         """float32 logits of a few ids only: [B, T, S] of ids [S], or [B, T] of an id for each token [B, T].
@@ -120,13 +121,13 @@ class Head(nnx.Module):
         if ids.ndim == 1:
             with whole_rows():
                 rows_SD = look_up(rows, ids[None, :], dtype)[0]
-                own = 0.0 if bias is None else look_up(bias, ids[None, :], jnp.float32)[:, None, :, 0]
-            y = jnp.einsum("BTD,SD->BTS", hidden_BTD, rows_SD, preferred_element_type=jnp.float32)
-        else:
-            rows_BTD = look_up(rows, ids, dtype)
-            own = 0.0 if bias is None else look_up(bias, ids, jnp.float32)[:, :, 0]
-            y = jnp.einsum("BTD,BTD->BT", hidden_BTD, rows_BTD, preferred_element_type=jnp.float32)
-        return soft_cap(y + own, self.config.soft_cap)
+                own = 0.0 if bias is None else look_up(bias, ids[None, :], jnp.float32)[:, :, 0]
+            y_NS = jnp.einsum("ND,SD->NS", merged(hidden_BTD), rows_SD, preferred_element_type=jnp.float32)
+            return soft_cap(y_NS + own, self.config.soft_cap).reshape(*hidden_BTD.shape[:2], len(ids))
+        rows_BTD = look_up(rows, ids, dtype)
+        own = 0.0 if bias is None else look_up(bias, ids, jnp.float32)[:, :, 0]
+        y_BT = jnp.einsum("BTD,BTD->BT", hidden_BTD, rows_BTD, preferred_element_type=jnp.float32)
+        return soft_cap(y_BT + own, self.config.soft_cap)
 
     def _transformed(self, hidden_BTD: Array) -> Array:
         if self.transform is not None:

@@ -11,6 +11,7 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import ahead, all_gather, all_max, all_sum, index, part, vary, varying, ways
 from lm_jax.core.types import Array, Batch, Mean
 from lm_jax.models.text import TextModel
+from lm_jax.nn.linear import merged
 from lm_jax.objectives.base import ObjectiveConfig
 
 
@@ -132,20 +133,21 @@ def token_sums(model: TextModel, hidden_BTD: Array, batch: Batch, chunks: int, *
     """
 
     def sums(hidden, targets, weights):
-        logits = model.logits(hidden)
-        top = all_max(jnp.max(logits, axis=-1), "vocab")
-        log_z = jnp.log(all_sum(jnp.sum(jnp.exp(logits - top[:, :, None]), axis=-1), "vocab")) + top
+        logits_NV, targets_N, weights_N = merged(model.logits(hidden)), targets.reshape(-1), weights.reshape(-1)
+        top_N = all_max(jnp.max(logits_NV, axis=-1), "vocab")
+        log_z_N = jnp.log(all_sum(jnp.sum(jnp.exp(logits_NV - top_N[:, None]), axis=-1), "vocab")) + top_N
+        own = logits_NV.shape[-1]
+        ids_V = index("vocab") * own + jnp.arange(own)
         # A select by comparison, whose gradient is no scatter.
-        ids = index("vocab") * logits.shape[-1] + jnp.arange(logits.shape[-1])
-        hit = ids[None, None, :] == targets[:, :, None]
-        target_logit = all_sum(jnp.sum(jnp.where(hit, logits, 0.0), axis=-1), "vocab")
-        correct = (target_logit >= top).astype(jnp.float32)
-        terms = {"cross_entropy": log_z - target_logit, "z": jnp.square(log_z), "correct": correct}
+        hit_NV = ids_V[None, :] == targets_N[:, None]
+        target_logit_N = all_sum(jnp.sum(jnp.where(hit_NV, logits_NV, 0.0), axis=-1), "vocab")
+        correct_N = (target_logit_N >= top_N).astype(jnp.float32)
+        terms = {"cross_entropy": log_z_N - target_logit_N, "z": jnp.square(log_z_N), "correct": correct_N}
         if smooth:
-            known = (ids < model.config.num_outputs)[None, None, :]
-            mean = all_sum(jnp.sum(jnp.where(known, logits, 0.0), axis=-1), "vocab") / model.config.num_outputs
-            terms["uniform"] = log_z - mean
-        return {name: jnp.sum(term * weights) for name, term in terms.items()}
+            known_V = ids_V < model.config.num_outputs
+            mean_N = all_sum(jnp.sum(jnp.where(known_V[None, :], logits_NV, 0.0), axis=-1), "vocab") / model.config.num_outputs
+            terms["uniform"] = log_z_N - mean_N
+        return {name: jnp.sum(term * weights_N) for name, term in terms.items()}
 
     if chunks == 1:
         total = sums(hidden_BTD, batch["targets"], batch["weights"])

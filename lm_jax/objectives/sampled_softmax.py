@@ -11,6 +11,7 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.local import all_sum, part
 from lm_jax.core.types import Array, Batch, Mean
 from lm_jax.models.text import TextConfig, TextModel
+from lm_jax.nn.linear import merged
 from lm_jax.objectives.base import ObjectiveConfig
 from lm_jax.objectives.lm import LMConfig
 
@@ -71,11 +72,11 @@ class SampledSoftmax:
         ids_S = jnp.concatenate([jnp.arange(config.common), others_S])
         stands_for_S = jnp.concatenate([jnp.ones(config.common), times_S])
         targets_BT, weights_BT = (part(batch[name], "residual", 1) for name in ("targets", "weights"))
-        logits_BTS = model.logits_of(output.hidden, ids_S) + jnp.log(stands_for_S)[None, None, :]
-        target_BT = model.logits_of(output.hidden, batch["targets"])
-        others_BTS = jnp.where(ids_S[None, None, :] == targets_BT[:, :, None], -jnp.inf, logits_BTS)
-        log_z_BT = jnp.logaddexp(jax.nn.logsumexp(others_BTS, axis=-1), target_BT)
-        sums = jnp.sum((log_z_BT - target_BT) * weights_BT), jnp.sum(weights_BT)
+        logits_NS = merged(model.logits_of(output.hidden, ids_S)) + jnp.log(stands_for_S)[None, :]
+        target_N = model.logits_of(output.hidden, batch["targets"]).reshape(-1)
+        others_NS = jnp.where(ids_S[None, :] == targets_BT.reshape(-1, 1), -jnp.inf, logits_NS)
+        log_z_N = jnp.logaddexp(jax.nn.logsumexp(others_NS, axis=-1), target_N)
+        sums = jnp.sum((log_z_N - target_N) * weights_BT.reshape(-1)), jnp.sum(weights_BT)
         total, count = (all_sum(x, "batch", "sequence", "residual") for x in sums)
         return {"loss": Mean(total + output.loss * count, count)} | output.metrics
 
