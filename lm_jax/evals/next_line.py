@@ -12,6 +12,7 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import Params
 from lm_jax.core.sharding import same_everywhere
 from lm_jax.core.types import Batch
+from lm_jax.data.tokenizers import Tokenizer
 from lm_jax.evals.base import EvalConfig, Shown
 from lm_jax.infer.generate import generate
 from lm_jax.infer.sampling import SamplingConfig
@@ -25,6 +26,10 @@ class Line(NamedTuple):
 
     before: str
     line: str
+
+    def is_written(self, text: str) -> bool:
+        """Whether the text is the line, white space at the ends apart."""
+        return text.rstrip() == self.line.rstrip()
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -70,7 +75,7 @@ class NextLineConfig(EvalConfig):
         lines = self.lines(data)
         with same_everywhere():
             written = [text for group in self._groups(lines) for text in self._complete(graph, params, data, group)]
-        right = [text.rstrip() == line.line.rstrip() for text, line in zip(written, lines, strict=True)]
+        right = [line.is_written(text) for line, text in zip(lines, written, strict=True)]
         yield "exact", sum(right) / len(right)
         yield "num_lines", float(len(right))
         for line, text, hit in list(zip(lines, written, right, strict=True))[: self.show]:
@@ -93,15 +98,19 @@ class NextLineConfig(EvalConfig):
         chosen = np.unique(np.linspace(0, len(found) - 1, self.limit).astype(int))
         return [found[i] for i in chosen]
 
+    def prompt(self, tokenizer: Tokenizer, line: Line) -> list[int]:
+        """The tokens of what stands before a line. The end of the line before is left to the model: tokens often hold it together
+        with what follows."""
+        return [tokenizer.eos, *map(int, tokenizer.encode(line.before.rstrip("\n")))]
+
     def _groups(self, lines: list[Line]) -> Iterator[list[Line]]:
         for first in range(0, len(lines), self.batch_size):
             yield lines[first : first + self.batch_size]
 
     def _complete(self, graph: nnx.GraphDef, params: Params, data: Any, lines: list[Line]) -> list[str]:
-        """The first line that is not blank of what the model writes after each. The end of the line before is left to the model, as
-        tokens often hold it together with what follows."""
-        tokenizer, room = data.tokenizer, self._room(data)
-        prompts = [[tokenizer.eos, *map(int, tokenizer.encode(line.before.rstrip("\n")))][-room:] for line in lines]
+        """The first line that is not blank of what the model writes after each."""
+        tokenizer = data.tokenizer
+        prompts = [self.prompt(tokenizer, line)[-self._room(data) :] for line in lines]
         filled = prompts + prompts[-1:] * (self.batch_size - len(prompts))  # one shape, one program
         found = generate(
             graph,
@@ -112,5 +121,9 @@ class NextLineConfig(EvalConfig):
             stop_tokens=(tokenizer.eos,),
             num_tokens=tokenizer.vocab_size,
         )
-        texts = [tokenizer.decode(samples[0]).split("\n") for samples in found[: len(lines)]]
-        return [next((line for line in text if line.strip()), "") for text in texts]
+        return [first_line(tokenizer.decode(samples[0])) for samples in found[: len(lines)]]
+
+
+def first_line(text: str) -> str:
+    """The first line that is not blank; "" where all are."""
+    return next((line for line in text.split("\n") if line.strip()), "")

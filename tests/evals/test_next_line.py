@@ -1,6 +1,7 @@
 """Completion of lines: which lines are read, and that a model which knows the text completes them."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from lm_jax.core.errors import ConfigError
@@ -14,6 +15,7 @@ from lm_jax.evals import next_line
 from lm_jax.evals.base import Shown
 from lm_jax.evals.next_line import NextLineConfig
 from lm_jax.models.encoder_decoder import EncoderDecoderConfig
+from lm_jax.nn.head import HeadConfig
 from tests.models_for_tests import gpt2, llama
 
 TEXT = "abc\n  abc\n\nab c\nc\n"
@@ -65,14 +67,23 @@ def test_what_is_written_up_to_the_line_end_is_compared(data, monkeypatch):
     assert all(len(prompt) <= 16 and data.tokenizer.decode(prompt[-1:]) != "\n" for prompt in asked)
 
 
-def test_a_model_completes_lines(data):
-    parts = split(llama(vocab_size=8).build(jax.random.key(0)))
-    scores = dict(
-        item
-        for item in NextLineConfig(batch_size=4, max_tokens=4, show=0).scores(*parts, data, None, slice(None))
-        if not isinstance(item, Shown)
-    )
-    assert 0 <= scores["exact"] <= 1 and scores["num_lines"] == 3
+def test_a_model_completes_lines_by_its_likeliest_tokens(data):
+    """Written again by whole forward passes, without a cache."""
+    config = NextLineConfig(batch_size=2, max_tokens=4, show=3)
+    model, tokenizer = llama(vocab_size=8, head=HeadConfig(tied=False)).build(jax.random.key(0)), data.tokenizer
+    wanted = []
+    for line in config.lines(data):
+        tokens = [tokenizer.eos, *tokenizer.encode(line.before.rstrip("\n")).tolist()][-8:]
+        new = []
+        while len(new) < 4 and new[-1:] != [tokenizer.eos]:
+            batch = {"tokens": jnp.array([tokens + new])}
+            new.append(int(jnp.argmax(model.logits(model(batch).hidden)[0, -1, : tokenizer.vocab_size])))
+        wanted.append(next((x for x in tokenizer.decode([t for t in new if t != tokenizer.eos]).split("\n") if x.strip()), ""))
+    items = list(config.scores(*split(model), data, None, slice(None)))
+    assert [item.text for item in items if isinstance(item, Shown)] == wanted
+    assert len(set(wanted)) > 1, wanted
+    right = sum(text.rstrip() == line.line.rstrip() for text, line in zip(wanted, config.lines(data), strict=True))
+    assert dict(item for item in items if not isinstance(item, Shown)) == {"exact": right / 3, "num_lines": 3.0}
 
 
 def test_a_model_that_cannot_complete_lines_is_named(data):
