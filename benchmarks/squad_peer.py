@@ -3,7 +3,7 @@
     python -m benchmarks.squad_peer [--config=experiments/squad.py]
 
 Words are compared without case; of equal sentences the shortest is the answer. F1 and exact match are those of
-`lm_jax.evals.question_answering`.
+`lm_jax.evals.text_metrics`.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections import Counter
 from lm_jax.config import load_experiment
 from lm_jax.data.questions import Question
 from lm_jax.data.tokenizers import split_words
-from lm_jax.evals.question_answering import exact, f1
+from lm_jax.evals.text_metrics import is_answer, word_f1
 
 
 def nearest_sentence(question: Question) -> str:
@@ -33,7 +33,10 @@ def answered(config: str) -> tuple[str, float]:
 def _scores(config: str) -> tuple[str, tuple[float, float]]:
     questions = list(load_experiment([f"--config={config}"]).data.test.read(Counter()))
     found = [(nearest_sentence(question), [text for text, _ in question.answers]) for question in questions]
-    both = (sum(max(score(text, answer) for answer in answers) for text, answers in found) / len(found) for score in (f1, exact))
+    both = (
+        sum(max(score(text, answer) for answer in answers) for text, answers in found) / len(found)
+        for score in (word_f1, is_answer)
+    )
     return "the sentence that shares most words with the question", tuple(both)
 
 

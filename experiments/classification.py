@@ -111,11 +111,6 @@ def get_config(arg: str = "sst2") -> Experiment:
         step=StepConfig(ema_decay=0.99),
         train=TrainConfig(num_steps=2 if smoke else num_steps),
         checkpoint=CheckpointConfig(every=0),
-        evals=()
-        if smoke
-        else (
-            ClassificationConfig(every=50),
-            ClassificationConfig(name="test", split="test"),
-        ),
+        evals=(ClassificationConfig(every=0 if smoke else 50), ClassificationConfig(name="test", split="test")),
         samples=None,
     )

@@ -67,6 +67,8 @@ def get_config(arg: str = "") -> Experiment:
             denoise=denoise,
         ),
         model=dataclasses.replace(base.model, vocab_size=VOCAB + num_added),
-        evals=() if smoke else (PerplexityConfig(batch_size=16), NextLineConfig(name="lines")),
+        evals=(NextLineConfig(name="lines", limit=2, max_tokens=4),)
+        if smoke
+        else (PerplexityConfig(batch_size=16), NextLineConfig(name="lines")),
         samples=None if smoke else SamplesConfig(prompts=prompts, num_samples=2, sampling=SamplingConfig(temperature=0.2)),
     )

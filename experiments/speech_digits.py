@@ -92,6 +92,7 @@ def get_config(arg: str = "ctc") -> Experiment:
             init=init,
         )
     validation = TranscriptionConfig(every=1000, batch_size=32, shown=0)
+    test = TranscriptionConfig(name="test", split="test", batch_size=32)
     return Experiment(
         data=data(),
         model=model,
@@ -104,6 +105,6 @@ def get_config(arg: str = "ctc") -> Experiment:
         step=StepConfig(ema_decay=0.99),
         train=TrainConfig(num_steps=2 if smoke else NUM_STEPS[kind]),
         checkpoint=CheckpointConfig(every=0),
-        evals=() if smoke else (validation, TranscriptionConfig(name="test", split="test", batch_size=32)),
+        evals=(test,) if smoke else (validation, test),
         samples=None,
     )

@@ -126,5 +126,5 @@ def get_config(arg: str = "reuters") -> Experiment:
         data=data(prompted, smoke),
         model=model,
         train=TrainConfig(num_steps=2 if smoke else 2500),
-        evals=() if smoke else evals,
+        evals=(dataclasses.replace(evals[1], limit=4, max_tokens=4),) if smoke else evals,
     )

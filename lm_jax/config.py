@@ -99,8 +99,14 @@ class Experiment(Config):
         if len(set(names)) != len(names):
             raise ConfigError(f"two evals have one name: {names}")
         early_stop = self.train.early_stop
-        if early_stop is not None and (name := early_stop.metric.split("/")[0]) not in names:
-            raise ConfigError(f"train.early_stop.metric={early_stop.metric!r} names no eval{nearest(name, names)}")
+        if early_stop is not None:
+            name = early_stop.metric.split("/")[0]
+            if name not in names:
+                raise ConfigError(f"train.early_stop.metric={early_stop.metric!r} names no eval{nearest(name, names)}")
+            if not self.evals[names.index(name)].every:
+                raise ConfigError(
+                    f"evals {name!r}: every=0, only at the end, is too late for train.early_stop; give it a number of steps"
+                )
 
     def _check_family(self) -> None:
         model = self.model

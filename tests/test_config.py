@@ -92,6 +92,10 @@ def test_fields_that_do_not_fit_each_other():
         ),
         ({"data": translated}, "a PairedText gives memory_tokens to go by, and a DecoderConfig does not read it"),
         ({"train": dataclasses.replace(config.train, early_stop=EarlyStopConfig(metric="valid/loss"))}, "validation"),
+        (
+            {"train": dataclasses.replace(config.train, early_stop=EarlyStopConfig()), "evals": (PerplexityConfig(),)},
+            "'validation': every=0, only at the end, is too late for train.early_stop",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             dataclasses.replace(config, **change).validate()

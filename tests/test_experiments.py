@@ -19,7 +19,22 @@ from lm_jax.core.sharding import batch_specs, use_mesh
 from lm_jax.train.step import train_step
 
 FOLDER = Path(__file__).parents[1] / "experiments"
-VARIANTS = {"code": "fim", "denoising": "ul2", "squad": "generative", "word_vectors": "glove"}  # their batches are of other shapes
+VARIANTS = {
+    "chat": ["scratch"],
+    "classification": ["trec", "subj", "thucnews"],
+    "code": ["fim", "stdlib"],
+    "denoising": ["ul2", "prefix"],
+    "emoji": ["sigmoid", "coca"],
+    "flickr8k": ["caption"],
+    "masked_lm": ["finetune", "scratch"],
+    "novels": ["lstm", "gru"],
+    "speech_digits": ["seq2seq"],
+    "squad": ["generative"],
+    "summaries": ["prompted", "bbc"],
+    "translation": ["original", "luong", "bahdanau", "gru"],
+    "wikitext2": ["transformer"],
+    "word_vectors": ["cbow", "glove"],
+}  # beside what an experiment is by default
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "def get_config" in path.read_text())
 
 
@@ -71,8 +86,7 @@ def placed():
         layouts = getattr(loaded, "LAYOUTS", None)
         if layouts is None:
             yield name, "", getattr(loaded, "NUM_DEVICES", 1)
-            if name in VARIANTS:
-                yield name, VARIANTS[name], 1
+            yield from ((name, variant, 1) for variant in VARIANTS.get(name, ()))
         else:
             yield from ((name, str(number), number) for number in layouts)
 

@@ -201,6 +201,14 @@ def test_early_stopping(tmp_path):
     assert list(evals(tmp_path / "run")) == [4, 8, 12] and state(tmp_path / "run")["step"] == 12
 
 
+def test_a_score_that_the_eval_does_not_have_stops_the_run(tmp_path):
+    config = experiment(tmp_path, num_steps=40)
+    config.train.early_stop = EarlyStopConfig(metric="validation/accuracy", mode="max")
+    with pytest.raises(ConfigError, match=r"'validation/accuracy' is no score of that eval, which has validation/loss, "):
+        run.train(config, tmp_path / "run")
+    assert state(tmp_path / "run")["step"] == 4  # what was trained is kept
+
+
 def test_a_run_that_goes_on_knows_its_best_step(tmp_path, monkeypatch):
     config = experiment(tmp_path, num_steps=40)
     config.optimizer = dataclasses.replace(config.optimizer, learning_rate=0.0)

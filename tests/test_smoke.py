@@ -23,7 +23,13 @@ BIG = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [*(f"{name}.py:smoke" for name in NAMES if name not in BIG), "summaries.py:smoke_bbc", "word_vectors.py:smoke_glove"]
+    "name",
+    [
+        *(f"{name}.py:smoke" for name in NAMES if name not in BIG),
+        "summaries.py:smoke_bbc",
+        "translation.py:smoke_gru",
+        "word_vectors.py:smoke_glove",
+    ],
 )
 def test_two_steps_train_on_real_data(name, tmp_path):
     config = [f"--config={FOLDER}/{name}", "--config.mesh.dp=1", "--config.train.num_steps=2"]

@@ -33,7 +33,8 @@ class Pair(NamedTuple):
 class Pairs(Config):
     """The documents of two sources, one to one: lines of aligned files, or two columns of a table.
 
-    An `empty` document is an "error", or leads to "drop" its pair (counted).
+    An `empty` document beside one that is not is an "error", or leads to "drop" its pair. Pairs of two empty ones are always
+    dropped. Both are counted.
     """
 
     source: Source

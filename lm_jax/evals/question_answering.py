@@ -1,10 +1,7 @@
 """Exact match and F1 of answers that are spans of a text, over a whole split."""
 
-import collections
 import dataclasses
-import re
-import string
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -17,6 +14,7 @@ from lm_jax.core.types import Batch
 from lm_jax.data.questions import PreparedQuestions
 from lm_jax.evals.base import EvalConfig, Shown
 from lm_jax.evals.examples import logits_of_examples
+from lm_jax.evals.text_metrics import is_answer, word_f1
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -58,8 +56,8 @@ class QuestionAnsweringConfig(EvalConfig):
             best[question] = max(best[question], Answer(score, text), key=lambda answer: answer.score)
         references = [[text for text, _ in question.answers] for question in questions]
         pairs = list(zip(best, references, strict=True))
-        yield "f1", float(np.mean([max(f1(found.text, text) for text in texts) for found, texts in pairs]))
-        yield "exact_match", float(np.mean([max(exact(found.text, text) for text in texts) for found, texts in pairs]))
+        yield "f1", float(np.mean([max(word_f1(found.text, text) for text in texts) for found, texts in pairs]))
+        yield "exact_match", float(np.mean([max(is_answer(found.text, text) for text in texts) for found, texts in pairs]))
         yield "num_questions", float(len(questions))
         for question, (found, texts) in list(zip(questions, pairs, strict=True))[: self.shown]:
             reference = " / ".join(dict.fromkeys(texts))
@@ -82,21 +80,3 @@ def best_span(scores_WC: np.ndarray, max_words: int) -> tuple[float, int, int]:
     totals_WW = np.where((length_WW > 0) & (length_WW <= max_words), totals_WW, -np.inf)
     first, last = np.unravel_index(np.argmax(totals_WW), totals_WW.shape)
     return float(totals_WW[first, last]), int(first), int(last)
-
-
-def normalised(text: str) -> str:
-    """The text without case, punctuation, the articles a, an, the and extra white space: evaluate-v1.1.py of SQuAD."""
-    text = "".join(c for c in text.lower() if c not in set(string.punctuation))
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def exact(found: str, reference: str) -> float:
-    """1 where both are the same but for what `normalised` leaves out, else 0."""
-    return float(normalised(found) == normalised(reference))
-
-
-def f1(found: str, reference: str) -> float:
-    """The harmonic mean of precision and recall of the words of `found`, each as often as it occurs; 0 without a common one."""
-    words: Sequence[list[str]] = [normalised(text).split() for text in (found, reference)]
-    common = sum((collections.Counter(words[0]) & collections.Counter(words[1])).values())
-    return 2 * common / sum(map(len, words)) if common else 0.0

@@ -49,28 +49,32 @@ def rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
 
 
 def exact(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
-    """Share of the texts that are, normalised, one of their references (SQuAD, Rajpurkar et al. 2016, arXiv:1606.05250)."""
-    hits = [normalised(text) in map(normalised, known) for text, known in zip(texts, references, strict=True)]
+    """Share of the texts that are, normalised, one of their references (SQuAD 1.1, Rajpurkar et al. 2016, arXiv:1606.05250)."""
+    hits = [any(is_answer(text, one) for one in known) for text, known in zip(texts, references, strict=True)]
     yield "exact", sum(hits) / len(hits)
 
 
 def f1(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
-    """Mean F1 of the words of each text and of its best reference, normalised as in `exact` (SQuAD)."""
+    """Mean F1 of the words of each text and of its best reference, normalised as in `exact` (SQuAD 1.1)."""
     best = [max(word_f1(text, one) for one in known) for text, known in zip(texts, references, strict=True)]
     yield "f1", sum(best) / len(best)
 
 
+def is_answer(text: str, reference: str) -> bool:
+    """Whether both are the same but for what `normalised` leaves out."""
+    return normalised(text) == normalised(reference)
+
+
 def word_f1(text: str, reference: str) -> float:
-    """F1 of two texts as bags of normalised words; 1 where both are empty."""
-    ours, theirs = normalised(text).split(), normalised(reference).split()
-    if not ours or not theirs:
-        return float(ours == theirs)
-    common = sum((collections.Counter(ours) & collections.Counter(theirs)).values())
-    return 2 * common / (len(ours) + len(theirs))
+    """The harmonic mean of precision and recall of the normalised words of `text`, each as often as it occurs; 0 without a common
+    one."""
+    words = [normalised(one).split() for one in (text, reference)]
+    common = sum((collections.Counter(words[0]) & collections.Counter(words[1])).values())
+    return 2 * common / sum(map(len, words)) if common else 0.0
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation and English articles, one space between words: as the SQuAD script does."""
+    """The text without case, punctuation, the articles a, an, the and extra white space: evaluate-v1.1.py of SQuAD."""
     kept = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 

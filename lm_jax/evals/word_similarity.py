@@ -57,7 +57,7 @@ class WordSimilarityConfig(EvalConfig):
         for query in self.queries:
             number = word_id(data.tokenizer, query)
             if number is not None:
-                yield Shown(query, ", ".join(self._near(vectors, number, data)), {})
+                yield Shown(f"{query}: ", ", ".join(self._near(vectors, number, data)), {})
 
     def _near(self, vectors: np.ndarray, number: int, data: Any) -> list[str]:
         cosines = vectors[: data.vocab_size] @ vectors[number]

@@ -228,8 +228,12 @@ class Trainer:
 
     def _early_stop(self, step: int, scores: dict[str, float]) -> bool:
         rule = self.config.early_stop
-        if rule is None or rule.metric not in scores:
+        name = "" if rule is None else rule.metric.split("/")[0]
+        found = [score for score in scores if score.startswith(f"{name}/")]
+        if rule is None or not found:
             return False
+        if rule.metric not in scores:
+            raise ConfigError(f"train.early_stop.metric={rule.metric!r} is no score of that eval, which has {', '.join(found)}")
         value = scores[rule.metric]
         if rule.better(value, self._best):
             self._best, self._best_step, self._bad = value, step, 0

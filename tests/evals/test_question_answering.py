@@ -11,7 +11,8 @@ from lm_jax.core.param import split
 from lm_jax.core.sharding import Layout, local_rows, shard_batch, use_mesh
 from lm_jax.data.tokenizers import Bytes
 from lm_jax.evals.base import Shown
-from lm_jax.evals.question_answering import QuestionAnsweringConfig, best_span, exact, f1, normalised
+from lm_jax.evals.question_answering import QuestionAnsweringConfig, best_span
+from lm_jax.evals.text_metrics import is_answer, normalised, word_f1
 from tests.data.test_questions import data
 from tests.objectives.test_spans import reader
 
@@ -26,7 +27,7 @@ def test_normalisation_is_that_of_the_script():
         ("\ta\n", ""),
     ):
         assert normalised(text) == expected
-    assert exact("the U.S.", "US") == 1 and exact("USA", "US") == 0
+    assert is_answer("the U.S.", "US") and not is_answer("USA", "US")
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_normalisation_is_that_of_the_script():
     ],
 )
 def test_f1_counts_common_words(found, reference, expected):
-    assert f1(found, reference) == pytest.approx(expected)
+    assert word_f1(found, reference) == pytest.approx(expected)
 
 
 def test_the_best_span_is_the_best_of_all():
@@ -77,7 +78,7 @@ def test_a_model_answers_from_its_best_window_on_any_mesh(tmp_path):
                 text = rows[place.question][0][place.characters[i, 0] : place.characters[j, 1]]
                 best[place.question] = max(best[place.question], (logits[i, 0] + logits[j, 1], text), key=lambda pair: pair[0])
     assert [r.text for r in shown] == [text for _, text in best]
-    expected = [max(f1(text, answer) for answer in answers) for (_, text), (_, _, answers) in zip(best, rows, strict=True)]
+    expected = [max(word_f1(text, answer) for answer in answers) for (_, text), (_, _, answers) in zip(best, rows, strict=True)]
     assert scores["f1"] == pytest.approx(np.mean(expected)) and scores["num_questions"] == len(rows)
     assert 0 <= scores["exact_match"] <= scores["f1"]
     mesh, layout = MeshShape(dp=1, fsdp=2, cp=2, tp=2).build(), Layout()

@@ -52,7 +52,7 @@ def test_scores_are_over_known_pairs_and_the_nearest_words_are_shown(tmp_path):
             [one for one in found if isinstance(one, Shown)],
         )
         assert scores == pytest.approx({"some/pairs": 4.0, "some/missing": 1.0, "some": expected})
-        assert shown == [Shown("king", ", ".join(Data.tokenizer.decode([i]) for i in near), {})]
+        assert shown == [Shown("king: ", ", ".join(Data.tokenizer.decode([i]) for i in near), {})]
 
     vectors = WordVectorsConfig(vocab_size=8, width=4)
     check(split(vectors.build(jax.random.key(0)))[0], None)

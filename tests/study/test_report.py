@@ -148,6 +148,25 @@ def hostile_run(workdir):
     return write_run(workdir, rows, samples, config, versions)
 
 
+PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+
+
+def run_with_things_beside_texts(workdir):
+    """A sample with all that can stand beside a text, and one whose image is none of those that are shown."""
+    table = {"rows": ["der", "<b>Hund</b>"], "columns": ["the", "dog"], "values": [[0.9, 0.1], [0.25, 0.75]]}
+    full = {"prompt": "the dog", "text": "der Hund", "reference": "ein Hund", "image": PIXEL, "table": table}
+    samples = [{"step": 1} | full, {"step": 1, "prompt": "x", "text": "y", "image": "https://a.example/x.png"}]
+    return write_run(workdir, [train_row(1)], samples)
+
+
+def test_what_stands_beside_a_text_is_shown(tmp_path):
+    page = Page(write_report(run_with_things_beside_texts(tmp_path / "run")))
+    full, strange = page.data["samples"][0]["items"]
+    assert (full["image"], full["reference"]) == (PIXEL, "ein Hund") and "image" not in strange
+    assert full["table"] == {"rows": ["der", "<b>Hund</b>"], "columns": ["the", "dog"], "values": [[0.9, 0.1], [0.25, 0.75]]}
+    assert "a.example" not in page.scripts[0]
+
+
 def test_nothing_in_a_run_becomes_markup(tmp_path):
     harmless = Page(write_report(write_run(tmp_path / "plain", [train_row(1)], config={"a": {"b": 1}})))
     page = Page(write_report(hostile_run(tmp_path / "<img src=x onerror=alert(1)>")))
@@ -332,6 +351,19 @@ def test_the_page_runs_in_a_browser(tmp_path, kind):
     assert "<title>run</title>" in html and "<img" not in html and "<iframe" not in html
     if kind == "hostile":
         assert html.count("<figure>") == 1 and "alert(1)} {{7*7}}" in html
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_browser_draws_what_stands_beside_a_text(tmp_path):
+    html, console = browse(write_report(run_with_things_beside_texts(tmp_path / "run")), tmp_path / "profile")
+    assert console == [] and html.count("<figure>") == 2
+    assert html.count("<img") == 1 and f'src="{PIXEL}"' in html
+    assert '<pre class="reference">ein Hund</pre>' in html and '<span class="prompt">the dog</span>\nder Hund' in html
+    shades = re.search(r'<table class="shades">.*?</table>', html, re.DOTALL).group()
+    assert re.findall(r"<th[^>]*>(.*?)</th>", shades) == ["", "the", "dog", "der", "&lt;b&gt;Hund&lt;/b&gt;"]
+    cells = [("0.900", "90"), ("0.100", "10"), ("0.250", "25"), ("0.750", "75")]
+    assert re.findall(r'title="([\d.]+)" style="--shade: (\d+)%;"', shades) == cells
 
 
 def test_assets_can_stand_in_a_page():
