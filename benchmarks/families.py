@@ -95,7 +95,7 @@ FIGURES = {
     "prefix": Figure("experiments/denoising.py:prefix", "validation/perplexity"),
     "python": Figure("experiments/code.py", "lines/exact", None, completed, also=("validation/bits_per_byte",)),
     "python_stdlib": Figure("experiments/code.py:stdlib", "lines/exact", None, completed, also=("validation/bits_per_byte",)),
-    "python_fim": Figure("experiments/code.py:fim", "lines/exact", also=("validation/perplexity",)),
+    "python_fim": Figure("experiments/code.py:fim", "holes/exact", also=("lines/exact", "validation/perplexity")),
     "wikitext2_lstm": Figure("experiments/wikitext2.py:lstm", "test/perplexity", 102.0),
     "wikitext2_transformer": Figure("experiments/wikitext2.py:transformer", "test/perplexity"),
 }

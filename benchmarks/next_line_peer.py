@@ -47,7 +47,7 @@ def completed(config: str, order: int = 5) -> tuple[str, float]:
     model = count(data, NGramConfig(order=order))
     rule = next(config for config in experiment.evals if isinstance(config, NextLineConfig))
     lines = rule.lines(data)
-    texts = [written(model, data.tokenizer, rule.prompt(data.tokenizer, line), rule.max_tokens) for line in lines]
+    texts = [written(model, data.tokenizer, rule.prompt(data, line), rule.max_tokens) for line in lines]
     right = [line.is_written(text) for line, text in zip(lines, texts, strict=True)]
     return f"{order}-grams, the likeliest token each time", sum(right) / len(right)
 

@@ -7,9 +7,12 @@
 it instead (14 MB), of which a twentieth of the files is held out. "exact" is the share of 200 held-out lines that the model
 completes exactly from what stands before them. With `:fim` half of the files are cut in three and their middle moved to the end
 (at most one in a row; arXiv:2207.14255), so that "validation" is the loss of such rows, of their sentinels too, and there are no
-bits per byte. `:smoke` is a tiny version for tests. The peers are 5-grams: `lm-jax ngram --config=experiments/code.py --order=5
---split=validation` in bits per byte, `python -m benchmarks.next_line_peer` in lines. On 2 CPU cores: 1.39 bits per byte (5-grams
-1.53), 6 % of the lines, in 9 minutes. The data is looked for in ../shared/data, or where LM_JAX_DATA points to.
+bits per byte; "holes" is the share of the same lines that are exact where what stands after them is given too. `:smoke` is a tiny
+version for tests.
+
+The peers are 5-grams: `lm-jax ngram --config=experiments/code.py --order=5 --split=validation` in bits per byte, `python -m
+benchmarks.next_line_peer` in lines. On 2 CPU cores: 1.39 bits per byte (5-grams 1.53), 6 % of the lines, in 9 minutes. The data is
+looked for in ../shared/data, or where LM_JAX_DATA points to.
 """
 
 import dataclasses
@@ -55,6 +58,7 @@ def get_config(arg: str = "") -> Experiment:
     smoke = arg == "smoke"
     denoise = FillInTheMiddle() if arg == "fim" else None
     prompts = ("def fibonacci(n: int) -> int:\n",) + (() if denoise is None else ("def double(x):\n    <FILL>\n    return y\n",))
+    fills = () if denoise is None else (NextLineConfig(name="holes", fill=True),)
     num_added = 0 if denoise is None else denoise.num_added
     base = novels.get_config("smoke" if smoke else "transformer")
     return dataclasses.replace(
@@ -69,6 +73,6 @@ def get_config(arg: str = "") -> Experiment:
         model=dataclasses.replace(base.model, vocab_size=VOCAB + num_added),
         evals=(NextLineConfig(name="lines", limit=2, max_tokens=4),)
         if smoke
-        else (PerplexityConfig(batch_size=16), NextLineConfig(name="lines")),
+        else (PerplexityConfig(batch_size=16), NextLineConfig(name="lines"), *fills),
         samples=None if smoke else SamplesConfig(prompts=prompts, num_samples=2, sampling=SamplingConfig(temperature=0.2)),
     )

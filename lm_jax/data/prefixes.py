@@ -132,10 +132,14 @@ class FillInTheMiddle(Denoise):
             return [tokenizer.eos, *prefix]
         if len(others) > 1:
             raise ConfigError(f"a prompt has {len(others)} times {self.HOLE!r}, and one hole is filled: {text[:60]!r}")
+        return self.hole(tokenizer, prefix, others[0])
+
+    def hole(self, tokenizer: Tokenizer, prefix: Sequence[int], suffix: Sequence[int]) -> list[int]:
+        """The tokens after which a model writes what stands between those of `prefix` and `suffix`."""
         pre, suf, mid = range(tokenizer.vocab_size, tokenizer.vocab_size + 3)
         if self.spm < 1:
-            return [tokenizer.eos, pre, *prefix, suf, *others[0], mid]
-        return [tokenizer.eos, pre, suf, *others[0], mid, *prefix]
+            return [tokenizer.eos, pre, *prefix, suf, *suffix, mid]
+        return [tokenizer.eos, pre, suf, *suffix, mid, *prefix]
 
     def build(self, tokenizer: Tokenizer, length: int) -> "MiddleFiller":
         """See `Denoise.build`."""

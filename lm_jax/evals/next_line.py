@@ -12,7 +12,7 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import Params
 from lm_jax.core.sharding import same_everywhere
 from lm_jax.core.types import Batch
-from lm_jax.data.tokenizers import Tokenizer
+from lm_jax.data.prefixes import FillInTheMiddle
 from lm_jax.evals.base import EvalConfig, Shown
 from lm_jax.infer.generate import generate
 from lm_jax.infer.sampling import SamplingConfig
@@ -22,10 +22,11 @@ _SHOWN_LINES = 6  # of what stands before a line
 
 
 class Line(NamedTuple):
-    """A line that is not blank, and the text of its document before it."""
+    """A line that is not blank, and the text of its document before it and from its end on."""
 
     before: str
     line: str
+    after: str
 
     def is_written(self, text: str) -> bool:
         """Whether the text is the line, white space at the ends apart."""
@@ -38,8 +39,9 @@ class NextLineConfig(EvalConfig):
     "num_lines".
 
     `limit` lines are read, evenly spread over all lines of the split that are neither blank nor the first of their document. The
-    model sees as much of the text before a line as half a row holds, and writes up to `max_tokens` tokens. The first `show` are
-    shown. Every device writes all lines.
+    model sees as much of the text before a line as half a row holds, and writes up to `max_tokens` tokens. With `fill` it sees
+    a quarter of a row before the line and a quarter after it, and fills the hole, as data with `FillInTheMiddle` trains it to. The
+    first `show` are shown. Every device writes all lines.
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"next words"})
@@ -48,6 +50,7 @@ class NextLineConfig(EvalConfig):
     max_tokens: int = 48
     limit: int = 200
     show: int = 4
+    fill: bool = False
 
     def validate(self) -> None:
         """Raises `ConfigError` for sizes below 1."""
@@ -58,7 +61,11 @@ class NextLineConfig(EvalConfig):
         """See `EvalConfig.check`."""
         if model.inputs != {"tokens"}:
             raise ConfigError(f"lines are completed by a model that reads their text alone, not {', '.join(sorted(model.inputs))}")
-        limit, longest = model.max_length(), self._room(data) + self.max_tokens
+        if self.fill and not isinstance(data.config.denoise, FillInTheMiddle):
+            raise ConfigError(
+                "fill=True: holes are filled by what data.denoise=FillInTheMiddle() trains; set that, or leave fill out"
+            )
+        limit, longest = model.max_length(), self._room(data) + self.max_tokens + (4 if self.fill else 0)  # sentinels
         if limit is not None and longest > limit:
             raise ConfigError(
                 f"max_tokens={self.max_tokens} after {self._room(data)} tokens, half a row, exceed the position table of {limit}"
@@ -91,17 +98,21 @@ class NextLineConfig(EvalConfig):
                 place = 0
                 for line in text.split("\n"):
                     if place and line.strip():
-                        found.append(Line(text[:place], line))
+                        found.append(Line(text[:place], line, text[place + len(line) :]))
                     place += len(line) + 1
         if not found:
             raise ConfigError(f"the split {self.split!r} has no line after the first of a document")
         chosen = np.unique(np.linspace(0, len(found) - 1, self.limit).astype(int))
         return [found[i] for i in chosen]
 
-    def prompt(self, tokenizer: Tokenizer, line: Line) -> list[int]:
-        """The tokens of what stands before a line. The end of the line before is left to the model: tokens often hold it together
+    def prompt(self, data: Any, line: Line) -> list[int]:
+        """The tokens of what is known of a line. The end of the line before is left to the model: tokens often hold it together
         with what follows."""
-        return [tokenizer.eos, *map(int, tokenizer.encode(line.before.rstrip("\n")))]
+        tokenizer, room = data.tokenizer, self._room(data)
+        before = tokenizer.encode(line.before.rstrip("\n")).tolist()
+        if not self.fill:
+            return [tokenizer.eos, *before][-room:]
+        return data.config.denoise.hole(tokenizer, before[-(room // 2) :], tokenizer.encode(line.after).tolist()[: room // 2])
 
     def _groups(self, lines: list[Line]) -> Iterator[list[Line]]:
         for first in range(0, len(lines), self.batch_size):
@@ -110,7 +121,7 @@ class NextLineConfig(EvalConfig):
     def _complete(self, graph: nnx.GraphDef, params: Params, data: Any, lines: list[Line]) -> list[str]:
         """The first line that is not blank of what the model writes after each."""
         tokenizer = data.tokenizer
-        prompts = [self.prompt(tokenizer, line)[-self._room(data) :] for line in lines]
+        prompts = [self.prompt(data, line) for line in lines]
         filled = prompts + prompts[-1:] * (self.batch_size - len(prompts))  # one shape, one program
         found = generate(
             graph,

@@ -1,11 +1,14 @@
 """Completion of lines: which lines are read, and that a model which knows the text completes them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import split
+from lm_jax.data.prefixes import FillInTheMiddle
 from lm_jax.data.sources import TextFiles
 from lm_jax.data.splits import ListedSplit
 from lm_jax.data.store import Corpus
@@ -84,6 +87,26 @@ def test_a_model_completes_lines_by_its_likeliest_tokens(data):
     assert len(set(wanted)) > 1, wanted
     right = sum(text.rstrip() == line.line.rstrip() for text, line in zip(wanted, config.lines(data), strict=True))
     assert dict(item for item in items if not isinstance(item, Shown)) == {"exact": right / 3, "num_lines": 3.0}
+
+
+def test_a_hole_is_given_with_what_stands_after_it(data, monkeypatch):
+    denoise, asked = FillInTheMiddle(), []
+
+    def knows(graph, params, prompts, **more):
+        asked.extend(prompts)
+        return [[data.tokenizer.encode("\nab c\nc").tolist()] for _ in prompts]
+
+    monkeypatch.setattr(next_line, "generate", knows)
+    filler = dataclasses.replace(data, config=dataclasses.replace(data.config, denoise=denoise))
+    config = NextLineConfig(batch_size=3, show=0, fill=True, length=64)
+    scores = dict(config.scores(None, None, filler, None, slice(None)))
+    assert scores == {"exact": 1 / 3, "num_lines": 3.0}
+    texts = ["abc<FILL>\n\nab c\nc\n", "abc\n  abc<FILL>\nc\n", "abc\n  abc\n\nab c<FILL>\n"]
+    assert asked == denoise.prompts(data.tokenizer, texts)[0]
+    near = dataclasses.replace(config, length=8).prompt(filler, config.lines(data)[1])  # two tokens on each side
+    assert near == denoise.prompts(data.tokenizer, ["bc<FILL>\nc"])[0][0]
+    with pytest.raises(ConfigError, match=r"fill=True: holes are filled by what data\.denoise"):
+        config.check(llama(vocab_size=16), data)
 
 
 def test_a_model_that_cannot_complete_lines_is_named(data):
