@@ -77,7 +77,10 @@ def test_fields_that_do_not_fit_each_other():
         ({"objective": dataclasses.replace(config.objective, chunks=5)}, "length=16 is not divisible by objective.chunks=5"),
         ({"evals": config.evals * 2}, "two evals have one name"),
         ({"evals": (PerplexityConfig(chunks=5),)}, "'validation': its length=16 is not divisible by its chunks=5"),
-        ({"evals": (PerplexityConfig(stride=17),)}, "stride=17 is above its length=16"),
+        (
+            {"evals": (PerplexityConfig(chunks=4, scored=0.3),)},
+            "the 5 tokens of a row that are scored are not divisible by its chunks=4",
+        ),
         (
             {"evals": (ClassificationConfig(),)},
             "evals 'validation' does not fit the model: a ClassificationConfig is for classes, and a Decoder",

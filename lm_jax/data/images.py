@@ -91,6 +91,12 @@ class ImageTextPairs(ImageData):
     inputs: ClassVar[frozenset[str]] = frozenset({"images", "memory_tokens"})
     targets: ClassVar[frozenset[str]] = frozenset({"pairs"})
 
+    def validate(self) -> None:
+        """Raises `ConfigError` for rows without room for a word."""
+        super().validate()
+        if self.length < 2:
+            raise ConfigError(f"length={self.length}: a row is a caption and an end-of-document token, at least 2")
+
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """See `DataConfig.shapes`: there is no text but what is compared."""
         text = jax.ShapeDtypeStruct((self.batch_size, self.length), np.int32)

@@ -178,7 +178,12 @@ class PromptedText(PairData):
     def _prompt(self, source: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, bool]:
         """The tokens of a prompt, and whether its source was cut."""
         before, between = tokenizer.encode(self.before), tokenizer.encode(self.between)
-        room = max(self.length // 2 - len(before) - len(between) - 1, 0)
+        room = self.length // 2 - len(before) - len(between) - 1
+        if room < 1:
+            raise DataError(
+                f"before={self.before!r} and between={self.between!r}, {len(before) + len(between)} tokens, leave no room for a "
+                f"source in half a row of length={self.length}; give a greater length"
+            )
         prompt = np.concatenate([[tokenizer.eos], before, source[:room], between]).astype(np.int32)
         return prompt, len(source) > room
 

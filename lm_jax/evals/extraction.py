@@ -19,8 +19,8 @@ from lm_jax.models.base import ModelConfig
 
 @dataclasses.dataclass(kw_only=True)
 class ExtractionConfig(EvalConfig):
-    """Yields ROUGE of the summaries of a split (see `evals/text_metrics.py`), "accuracy" and "f1" of the sentences that are taken,
-    and "num_examples".
+    """Yields ROUGE of the summaries of a split (see `evals/text_metrics.py`), "accuracy" and "f1" of the sentences that are taken
+    (of those that a row holds: documents are cut to it), and "num_examples".
 
     A summary is the sentences of its document that are more likely taken than left out, in order; at least the likeliest one. The
     first `show` appear beside what was expected.

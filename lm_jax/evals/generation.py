@@ -52,10 +52,12 @@ class GenerationConfig(EvalConfig):
     def check(self, model: ModelConfig, data: Any) -> None:
         """See `EvalConfig.check`."""
         check_metrics(self.metrics)
-        limit = model.max_length()
+        limit, sources = model.max_length(), data.sources(self.split)[: self.limit]
+        if not sources:
+            raise ConfigError(f"the split {self.split!r} holds no example to evaluate")
         if limit is None:
             return
-        prompts, _ = data.config.prompts(data.tokenizer, data.sources(self.split)[: self.limit])
+        prompts, _ = data.config.prompts(data.tokenizer, sources)
         longest = max(map(len, prompts), default=0)
         if longest + self.max_tokens > limit:
             raise ConfigError(

@@ -56,6 +56,8 @@ class NextLineConfig(EvalConfig):
         """Raises `ConfigError` for sizes below 1."""
         super().validate()
         check_positive(self, "max_tokens", "limit")
+        if self.show < 0:
+            raise ConfigError(f"show={self.show} must not be negative")
 
     def check(self, model: ModelConfig, data: Any) -> None:
         """See `EvalConfig.check`."""
@@ -65,6 +67,7 @@ class NextLineConfig(EvalConfig):
             raise ConfigError(
                 "fill=True: holes are filled by what data.denoise=FillInTheMiddle() trains; set that, or leave fill out"
             )
+        self.lines(data)
         limit, longest = model.max_length(), self._room(data) + self.max_tokens + (4 if self.fill else 0)  # sentinels
         if limit is not None and longest > limit:
             raise ConfigError(

@@ -46,16 +46,19 @@ class PerplexityConfig(EvalConfig):
             check_positive(self, "stride")
 
     def check_rows(self, length: int) -> None:
-        """See `EvalConfig.check_rows`; raises for a stride that would leave tokens out."""
+        """See `EvalConfig.check_rows`; the tokens that are `scored` are cut in chunks too."""
         super().check_rows(length)
-        if self.stride is not None and self.stride > length:
-            raise ConfigError(f"stride={self.stride} is above its length={length}: tokens would be left out")
+        number = math.ceil((self.scored or 1.0) * length)
+        if number % self.chunks:
+            raise ConfigError(f"the {number} tokens of a row that are scored are not divisible by its chunks={self.chunks}")
 
     def check(self, model: ModelConfig, data: Any) -> None:
         """See `EvalConfig.check`."""
         if self.stride is not None and not isinstance(data, PreparedText):
             raise ConfigError(f"stride={self.stride} is for running text; examples of other data are read once each")
         super().check(model, data)
+        if self.stride is not None:
+            data.eval_batches(self.split, batch_size=self.batch_size, length=self.length, stride=self.stride)
 
     def scores(
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
@@ -116,7 +119,7 @@ def perplexity(score: Score, batches: Iterable[Batch], num_bytes: int) -> Iterat
         raise ConfigError("the split holds no token to evaluate")
     nats = total / count
     yield "loss", nats
-    yield "perplexity", math.exp(nats) if nats < 700 else math.inf
+    yield "perplexity", math.inf if nats >= 700 else math.exp(nats)
     yield "bits_per_token", nats / math.log(2)
     if num_bytes:
         yield "bits_per_byte", total / math.log(2) / num_bytes

@@ -38,6 +38,7 @@ class TranscriptionConfig(EvalConfig):
 
     targets: ClassVar[frozenset[str]] = frozenset({"transcripts", "next words"})
     reads: ClassVar[tuple[str, ...]] = ("utterances", "references")
+    reads_batches: ClassVar[bool] = True
 
     beam: int = 1
     shown: int = 4

@@ -44,7 +44,13 @@ class WordSimilarityConfig(EvalConfig):
 
     def check(self, model: ModelConfig, data: Any) -> None:
         """See `EvalConfig.check`: the files are read."""
+        seen: dict[str, Path] = {}
         for path in (file for name in self.paths for file in find(name)):
+            if path.stem in seen:
+                raise ConfigError(
+                    f"paths: the scores of {seen[path.stem]} and {path} would both be named {path.stem!r}; rename one"
+                )
+            seen[path.stem] = path
             read_pairs(path)
 
     def scores(
@@ -60,7 +66,7 @@ class WordSimilarityConfig(EvalConfig):
                 yield Shown(f"{query}: ", ", ".join(self._near(vectors, number, data)), {})
 
     def _near(self, vectors: np.ndarray, number: int, data: Any) -> list[str]:
-        cosines = vectors[: data.vocab_size] @ vectors[number]
+        cosines = vectors[: data.tokenizer.vocab_size] @ vectors[number]
         cosines[number] = -np.inf
         return [data.tokenizer.decode([i]) for i in np.argsort(-cosines)[: self.nearest].tolist()]
 

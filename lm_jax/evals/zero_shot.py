@@ -30,6 +30,7 @@ class ZeroShotConfig(EvalConfig):
 
     targets: ClassVar[frozenset[str]] = frozenset({"pairs"})
     reads: ClassVar[tuple[str, ...]] = ("pictures",)
+    reads_batches: ClassVar[bool] = True
 
     name: str = "zero_shot"
     classes: tuple[str, ...]
@@ -46,6 +47,7 @@ class ZeroShotConfig(EvalConfig):
 
     def check(self, model: ModelConfig, data: Any) -> None:
         """See `EvalConfig.check`. Raises `ConfigError` for a class that no image of the split is of."""
+        super().check(model, data)
         found = {number for number, _ in self._labelled(data)}
         missing = [name for number, name in enumerate(self.classes) if number not in found]
         if missing:
@@ -65,7 +67,7 @@ class ZeroShotConfig(EvalConfig):
         yield "num_images", float(len(right))
         for number in np.linspace(0, len(pictures) - 1, min(self.show, len(pictures))).astype(int):
             fields = {"image": png_url(pictures[number].pixels), "reference": self.classes[labels[number]]}
-            yield Shown(pictures[number].name, self.classes[found[number]], fields)
+            yield Shown(pictures[number].name, self.classes[found[number]] if found[number] >= 0 else "", fields)
 
     def _labelled(self, data: Any) -> list[tuple[int, Captioned]]:
         """The images that are of one class, with its number."""
@@ -99,7 +101,8 @@ class ZeroShotConfig(EvalConfig):
 
 
 def zero_shot(images_IE: np.ndarray, prompts_PE: np.ndarray, classes_P: Sequence[int]) -> np.ndarray:
-    """int [I]: the class of each image, whose prompts are nearest to it (CLIP, arXiv:2103.00020, section 3.1.4).
+    """int [I]: the class of each image, whose prompts are nearest to it (CLIP, arXiv:2103.00020, section 3.1.4); -1 where vectors
+    are not finite.
 
     The vector of a class is the mean of the unit vectors of its prompts, made a unit vector again. `classes_P` are the classes
     of the prompts, numbers from 0 on, each of which must have one.
@@ -109,4 +112,5 @@ def zero_shot(images_IE: np.ndarray, prompts_PE: np.ndarray, classes_P: Sequence
         raise ConfigError(f"prompts are given of the classes {sorted(set(classes_P))}, which must be all numbers from 0 on")
     means_CE = np.stack([prompts_PE[np.asarray(classes_P) == c].mean(axis=0) for c in range(number)])
     means_CE /= np.linalg.norm(means_CE, axis=1, keepdims=True)
-    return np.argmax(images_IE @ means_CE.T, axis=1)
+    cosines_IC = images_IE @ means_CE.T
+    return np.where(np.isfinite(cosines_IC).all(axis=1), np.argmax(cosines_IC, axis=1), -1)

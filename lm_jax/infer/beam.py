@@ -150,7 +150,7 @@ def beam_search(
       For each prompt up to `beam` pairs (worth, new tokens without `eos`), the best first. Where none has ended they are cut off.
 
     Raises:
-      ConfigError: as `generate`, or for a beam below 1 or a negative penalty.
+      ConfigError: as `generate`, for a beam below 1 or a negative penalty, or a model whose scores are no numbers.
     """
     check_request(graph, params, prompts, max_tokens, inputs)
     if beam < 1 or length_penalty < 0:
@@ -168,4 +168,7 @@ def beam_search(
         context=context,
     )
     results = zip(np.asarray(scores), np.asarray(tokens), strict=True)
-    return [[(float(s), t[t >= 0].tolist()) for s, t in zip(*row, strict=True) if np.isfinite(s)] for row in results]
+    found = [[(float(s), t[t >= 0].tolist()) for s, t in zip(*row, strict=True) if np.isfinite(s)] for row in results]
+    if not all(found):
+        raise ConfigError("no text can be searched: the model's scores are no numbers; take an earlier checkpoint")
+    return found

@@ -18,7 +18,7 @@ from lm_jax.models.base import Output
 from lm_jax.models.decoder import DecodeState, next_place
 from lm_jax.models.embeddings import Embeddings, projected
 from lm_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
-from lm_jax.models.text import output_of, place_of
+from lm_jax.models.text import for_targets, output_of, place_of
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.frontend import PatchesConfig
 from lm_jax.nn.norm import NormConfig
@@ -113,7 +113,7 @@ class CoCa(EncoderDecoder):
         bias = None if self.bias is None else weight(self.bias, images)
         pair = Embeddings(images, texts, jnp.exp(weight(self.log_scale, images)), bias, jnp.zeros((), jnp.float32), {})
         x_BTD, _, top = self.stack(x_BTD, place._replace(memory=memory), key=keys[3])
-        return pair, output_of(x_BTD, aux + more + top, batch)
+        return pair, output_of(x_BTD, for_targets(aux, memory, batch) + more + top, batch)
 
     def _image(self, memory: Memory) -> Array:
         """[B, D]: what the query gathers from the image."""

@@ -71,7 +71,7 @@ class Decoder(TextModel):
         if self.multi_token is not None:
             dtype = jnp.dtype(self.config.dtype)
             embed = lambda ids: self.embedding(ids, place.positions_BT, dtype, None)  # noqa: E731
-            key = None if key is None else jax.random.fold_in(key, 1)
+            key = None if key is None else jax.random.fold_in(key, 2)  # split(key) are fold_in(key, 0) and (key, 1)
             further, more = self.multi_token(x_BTD, batch["tokens"], embed, place, key)
             aux = aux + more
         return output_of(x_BTD, aux, batch, further)

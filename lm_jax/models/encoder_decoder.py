@@ -11,6 +11,7 @@ from lm_jax.core.sharding import whole_rows
 from lm_jax.core.types import Array, Aux, Batch
 from lm_jax.models.decoder import Decoder, DecoderConfig, DecodeState
 from lm_jax.models.encoder import both_ways
+from lm_jax.models.text import for_targets
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.embedding import EmbeddingConfig
@@ -91,7 +92,7 @@ class EncoderDecoder(Decoder):
         keys = (None, None) if key is None else jax.random.split(key)
         memory, aux = self.encode(batch, key=keys[0])
         x_BTD, more = super()._hidden(batch, place._replace(memory=memory), keys[1])
-        return x_BTD, aux + more
+        return x_BTD, for_targets(aux, memory, batch) + more
 
     def encode(self, batch: Batch, *, key: Array | None = None) -> tuple[Memory, Aux]:
         """The memory of `batch["memory_tokens"]` [B, S], `batch["images"]`, or what `Audio.hear` reads.
@@ -109,9 +110,10 @@ class EncoderDecoder(Decoder):
                 x_BSD = self.source(batch["images"], dtype)
             else:
                 tokens = batch["memory_tokens"]
-                if positions is None:
-                    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
                 embedding = self.embedding if self.source is None else self.source
+                if positions is None:
+                    _check_length(tokens.shape[1], embedding.config.max_length())
+                    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
                 x_BSD = embedding(tokens, positions, dtype, keys[0])
             if positions is None:
                 positions = jnp.arange(x_BSD.shape[1], dtype=jnp.int32)[None, :]
@@ -127,3 +129,8 @@ class EncoderDecoder(Decoder):
         # Targets are segment 1 while they are decoded.
         readable = (memory.segments_BS > 0).astype(jnp.int32)
         return DecodeState(self.stack.remember(caches, memory.x_BSD), info._replace(memory_BS=readable))
+
+
+def _check_length(length: int, limit: int | None) -> None:
+    if limit is not None and length > limit:
+        raise ConfigError(f"a text of {length} tokens exceeds the position table of {limit} of the encoder; give a shorter one")

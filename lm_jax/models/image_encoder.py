@@ -41,6 +41,8 @@ class ImageEncoderConfig(Config):
         check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         check_choice("pool", self.pool, ("first", "mean"))
         check_positive(self, "width")
+        if self.pool == "first" and not self.patches.class_token:
+            raise ConfigError("pool='first' is the class token, and patches.class_token=False: take pool='mean'")
         if self.labels < 0:
             raise ConfigError(f"labels={self.labels} must not be negative")
         self.stack.check(self.width)

@@ -1,6 +1,7 @@
 """What all models of text are made of: embedding, stack, vocabulary head."""
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax
@@ -16,7 +17,7 @@ from lm_jax.models.base import ModelConfig, Output
 from lm_jax.nn.embedding import Embedding, EmbeddingConfig
 from lm_jax.nn.head import HeadConfig
 from lm_jax.nn.init import Init
-from lm_jax.nn.place import Place
+from lm_jax.nn.place import Memory, Place
 from lm_jax.nn.stack import Stack, StackConfig
 
 
@@ -143,6 +144,21 @@ def output_of(x_BTD: Array, aux: Aux, batch: Batch, further: tuple[Array, ...] =
     """The output, with the auxiliary loss as a mean over the tokens that are no padding."""
     if not aux.metrics:
         return Output(x_BTD, aux.loss, {}, further)
-    real = batch["tokens"].size if batch.get("segments") is None else jnp.sum(batch["segments"] > 0)
-    count = all_sum(jnp.asarray(real, jnp.float32), "batch", "sequence")
+    count = _num_real(batch["tokens"].shape, batch.get("segments"))
     return Output(x_BTD, aux.loss / jnp.maximum(count, 1.0), aux.metrics, further)
+
+
+def for_targets(aux: Aux, memory: Memory, batch: Batch) -> Aux:
+    """What the layers of an encoder return, so that `output_of` makes a mean over the tokens of `memory` of its loss, and not over
+    those of `batch`."""
+    if not aux.metrics:
+        return aux
+    with whole_rows():
+        own = _num_real(memory.x_BSD.shape[:2], memory.segments_BS)
+    return aux._replace(loss=aux.loss * _num_real(batch["tokens"].shape, batch.get("segments")) / jnp.maximum(own, 1.0))
+
+
+def _num_real(shape: tuple[int, ...], segments_BT: Array | None) -> Array:
+    """float32 []: the tokens of all devices that are no padding."""
+    real = math.prod(shape) if segments_BT is None else jnp.sum(segments_BT > 0)
+    return all_sum(jnp.asarray(real, jnp.float32), "batch", "sequence")

@@ -89,7 +89,8 @@ class Contrastive:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def capped(x: Array, cap: float) -> Array:
-    """min(x, cap), whose gradient is that of x, but 0 where it would raise an x beyond the cap: the loss can lower it again."""
+    """min(x, cap), whose gradient is that of x, but 0 where that of the whole batch would raise an x beyond the cap: the loss can
+    lower it again."""
     return jnp.minimum(x, cap)
 
 
@@ -98,7 +99,7 @@ def _capped_forward(x, cap):
 
 
 def _capped_backward(cap, x, g):
-    return (jnp.where((x > cap) & (g < 0), 0.0, g),)
+    return (jnp.where((x > cap) & (all_sum(g, "batch") < 0), 0.0, g),)  # g is this device's part of the gradient
 
 
 capped.defvjp(_capped_forward, _capped_backward)

@@ -212,6 +212,7 @@ def test_bad_values_are_named():
         (dataclasses.replace(good, augment=Augment(min_area=2.0)), "min_area=2.0"),
         (dataclasses.replace(good, pixels=PixelsConfig(std=(0.0, 1.0, 1.0))), "std="),
         (data(ImageTable(path="a.tsv"), ImageCaptions, length=2), "length=2"),
+        (data(ImageTable(path="a.tsv"), ImageTextPairs, length=1), "length=1: a row is a caption and an end-of-document token"),
     ):
         with pytest.raises(ConfigError, match=message):
             validate_tree(config)

@@ -127,6 +127,12 @@ def test_a_prompt_has_no_weight_and_its_answer_all(tmp_path):
     assert config.prompts(data.tokenizer, ["ab"]) == ([[EOS, *b"Q:abA:"]], {})
 
 
+def test_a_template_without_room_for_a_source_is_named(tmp_path):
+    config = PromptedText(train=pairs(tmp_path), tokenizer=Bytes(), length=16, batch_size=1, before="Who? ", between="A:")
+    with pytest.raises(DataError, match="before='Who\\? ' and between='A:', 7 tokens, leave no room for a source in half a row"):
+        config.prepare()
+
+
 def test_a_long_prompt_leaves_half_a_row(tmp_path):
     config = PromptedText(train=pairs(tmp_path, "a" * 50 + "\nb", "X" * 50 + "\nY"), tokenizer=Bytes(), length=16, batch_size=1)
     data = config.prepare()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import types
 
 import jax
 import numpy as np
@@ -112,6 +113,8 @@ def test_what_would_fail_after_training_is_refused_before(data, monkeypatch):
     with pytest.raises(ConfigError, match="max_tokens=16 after a prompt of 1 tokens exceeds the model's position table of 16"):
         config.check(few, prepared)
     dataclasses.replace(config, max_tokens=15).check(few, prepared)
+    with pytest.raises(ConfigError, match="the split 'test' holds no example to evaluate"):
+        config.check(model(), types.SimpleNamespace(sources=lambda split: []))
     config.check(model(), prepared)
     monkeypatch.setitem(sys.modules, "sacrebleu", None)  # as where it is not installed
     with pytest.raises(ConfigError, match="needs the package sacrebleu: pip install"):

@@ -111,6 +111,8 @@ def test_a_hole_is_given_with_what_stands_after_it(data, monkeypatch):
 
 def test_a_model_that_cannot_complete_lines_is_named(data):
     NextLineConfig(max_tokens=8).check(gpt2(length=16), data)
+    with pytest.raises(ConfigError, match="show=-1 must not be negative"):
+        NextLineConfig(show=-1).validate()
     with pytest.raises(ConfigError, match="max_tokens=9 after 8 tokens, half a row, exceed the position table of 16"):
         NextLineConfig(max_tokens=9).check(gpt2(length=16), data)
     with pytest.raises(ConfigError, match="reads their text alone, not memory_tokens, tokens"):

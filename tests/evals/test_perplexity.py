@@ -8,6 +8,7 @@ import pytest
 
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import split
+from lm_jax.core.types import Mean
 from lm_jax.data.text import PreparedText, TextData
 from lm_jax.data.tokenizers import Bytes, ByteTokenizer
 from lm_jax.evals.perplexity import PerplexityConfig, from_logits, perplexity
@@ -52,6 +53,11 @@ def test_an_empty_split_is_an_error():
         dict(perplexity(from_logits(graph, params), [], num_bytes=0))
 
 
+def test_a_loss_that_is_no_number_has_no_perplexity():
+    score = lambda _: Mean(np.float32(np.nan), np.float32(4))  # noqa: E731
+    assert all(np.isnan(dict(perplexity(score, [{}], num_bytes=0))[name]) for name in ("loss", "perplexity"))
+
+
 def test_only_running_text_is_read_by_a_sliding_window():
     with pytest.raises(ConfigError, match="stride=64 is for running text"):
         PerplexityConfig(stride=64).check(llama(), object())
@@ -63,4 +69,5 @@ def test_only_running_text_is_read_by_a_sliding_window():
 
     config = PerplexityConfig(stride=64, length=128, batch_size=2)
     config.check(llama(), Text(TextData(corpora=(), tokenizer=Bytes()), ByteTokenizer(), {}, {}))
-    assert asked == [("validation", {"batch_size": 2, "length": 128})]  # so that what cannot be read is known before training
+    both = {"batch_size": 2, "length": 128}, {"batch_size": 2, "length": 128, "stride": 64}
+    assert asked == [("validation", how) for how in both]  # so that what cannot be read is known before training

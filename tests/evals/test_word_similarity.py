@@ -74,6 +74,12 @@ def test_files_are_read_before_training(tmp_path):
     model = WordVectorsConfig()
     with pytest.raises(DataError, match="no file at"):
         WordSimilarityConfig(paths=(str(tmp_path / "no.tsv"),)).check(model, None)
+    (tmp_path / "latin.txt").write_text("king\tqueen\t9\n")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "latin.tsv").write_text("king\tqueen\t9\n")
+    both = WordSimilarityConfig(paths=(f"{tmp_path}/latin.txt", f"{tmp_path}/more/latin.tsv"))
+    with pytest.raises(ConfigError, match=r"would both be named 'latin'; rename one"):
+        both.check(model, None)
     (tmp_path / "latin.tsv").write_bytes("na\u00efve\tdull\t1.0\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"latin.tsv is not valid UTF-8 at byte 2"):
         WordSimilarityConfig(paths=(str(tmp_path / "latin.tsv"),)).check(model, None)

@@ -21,6 +21,7 @@ from tests.models.images_for_tests import two_tower
 def test_the_class_is_that_of_the_nearest_prompts():
     prompts = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     images = np.array([[1.0, 0.1], [0.0, 1.0], [0.8, 0.6]])
+    assert zero_shot(np.array([[np.nan, 1.0], *images[1:]]), prompts, [0, 1, 1]).tolist() == [-1, 1, 1]
     assert zero_shot(images, prompts, [0, 1, 1]).tolist() == [0, 1, 1]  # by the mean alone the last were of class 0
     with pytest.raises(ConfigError, match=r"classes \[0, 2\]"):
         zero_shot(images, prompts, [0, 2, 2])

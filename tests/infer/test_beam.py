@@ -123,3 +123,9 @@ def test_what_cannot_be_searched_is_refused(small):
     ):
         with pytest.raises(ConfigError, match=message):
             beam_search(*split(small), [[1]], **({"beam": 2, "max_tokens": 2, "eos": EOS} | change))
+
+
+def test_scores_that_are_no_numbers_are_named(small):
+    graph, params = split(small)
+    with pytest.raises(ConfigError, match="the model's scores are no numbers"):
+        beam_search(graph, jax.tree.map(lambda x: x * np.nan, params), [[4, 1]], beam=2, max_tokens=LENGTH, eos=EOS)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm_jax.core.errors import ConfigError
 from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import split
 from lm_jax.core.sharding import Layout, shard_batch, use_mesh
@@ -24,7 +25,7 @@ from lm_jax.nn.relative_bias import RelativeBiasConfig
 from lm_jax.nn.stack import StackConfig
 from lm_jax.objectives.lm import LMConfig
 from lm_jax.train.step import gradients
-from tests.models_for_tests import LOUD
+from tests.models_for_tests import LOUD, moe
 
 VOCAB, ROWS, TARGETS, SOURCES = 24, 8, 8, 12
 HEADS = {"num_heads": 4}
@@ -101,6 +102,26 @@ def test_padding_of_a_source_changes_nothing(name):
     forward = jax.jit(lambda batch: model(batch).hidden)
     assert (changed["memory_tokens"] != data["memory_tokens"]).any()
     np.testing.assert_allclose(forward(changed), forward(data), rtol=1e-5, atol=1e-5)
+
+
+def test_the_loss_of_an_encoder_is_a_mean_over_its_own_tokens():
+    """However many targets there are: that of the router of a mixture of experts."""
+    config = dataclasses.replace(
+        CONFIGS["t5"], encoder=dataclasses.replace(moe(num_experts=4).stack, pattern=moe().stack.pattern[1:])
+    )
+    mixer = dataclasses.replace(config.encoder.pattern[0].mixer, causal=False)
+    config.encoder.pattern = (dataclasses.replace(config.encoder.pattern[0], mixer=mixer),)
+    model, data = config.build(jax.random.key(0)), batch()
+    _, aux = model.encode(data)
+    want = float(aux.loss) / data["memory_segments"].sum()
+    half = data | {"segments": (np.arange(TARGETS) < 3).astype(np.int32) * data["segments"]}
+    assert want > 0 and [float(model(targets).loss) for targets in (data, half)] == pytest.approx([want] * 2, rel=1e-5)
+
+
+def test_a_source_beyond_the_position_table_is_refused():
+    data = batch() | {"memory_tokens": np.zeros((ROWS, 17), np.int32), "memory_segments": np.ones((ROWS, 17), np.int32)}
+    with pytest.raises(ConfigError, match="a text of 17 tokens exceeds the position table of 16 of the encoder"):
+        built("original")(data)
 
 
 @pytest.mark.slow

@@ -72,6 +72,7 @@ def test_what_does_not_go_together_is_named():
         (ContrastiveConfig(chunks=2), "chunks=2"),
         (ContrastiveCaptioningConfig(caption_weight=-1.0), "not be negative"),
         (dataclasses.replace(two_tower(), pool_token=400), "pool_token=400"),
+        (dataclasses.replace(two_tower().image, pool="first"), "pool='first' is the class token"),
         (dataclasses.replace(coca(), text=coca().stack), "the unimodal layers do not see the image"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -80,6 +81,7 @@ def test_what_does_not_go_together_is_named():
 
 CASES = {
     "softmax": (two_tower(), ContrastiveConfig()),
+    "beyond": (two_tower(), ContrastiveConfig(max_scale=2.0)),
     "sigmoid": (two_tower(bias=-1.0), ContrastiveConfig(kind="sigmoid")),
     "coca": (coca(), ContrastiveCaptioningConfig()),
     "sentences": (sentence_encoder(), ContrastiveConfig()),
@@ -112,6 +114,7 @@ MESHES = {
     ("name", "mesh"),
     [
         ("softmax", "dp-fsdp-tp"),
+        ("beyond", "dp-fsdp-tp"),
         ("sigmoid", "fsdp-cp-tp"),
         ("coca", "fsdp-cp-tp"),
         ("coca", "pp-dp-tp"),
