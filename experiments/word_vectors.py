@@ -21,6 +21,7 @@ from lm_jax.data.splits import ListedSplit
 from lm_jax.data.store import Corpus
 from lm_jax.data.tokenizers import Words
 from lm_jax.data.word_windows import WordWindows
+from lm_jax.evals.word_perplexity import WordPerplexityConfig
 from lm_jax.evals.word_similarity import WordSimilarityConfig
 from lm_jax.models.glove import GloVeConfig
 from lm_jax.models.word_vectors import WordVectorsConfig
@@ -67,6 +68,6 @@ def get_config(arg: str = "") -> Experiment:
         step=StepConfig(clip_norm=None),
         train=TrainConfig(num_steps=2 if smoke else 4000),
         checkpoint=CheckpointConfig(every=0),
-        evals=(WordSimilarityConfig(paths=files, every=0 if smoke else 1000),),
+        evals=(WordSimilarityConfig(paths=files, every=0 if smoke else 1000), *(() if smoke else (WordPerplexityConfig(),))),
         samples=None,
     )

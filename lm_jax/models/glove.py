@@ -36,6 +36,10 @@ class GloVe(WordTables):
         rows = self.embedding.table.shape[0]
         self.bias, self.context_bias = (param(rngs, zeros, (rows, 1), ("vocab", "inner")) for _ in range(2))
 
+    def tables(self) -> tuple[Array, Array, Array | None]:
+        """See `WordTables.tables`."""
+        return self.contexts.table[...], self.embedding.table[...], self.bias[...][:, 0]
+
     def log_counts(self, batch: Batch) -> Array:
         """float32 [B, T]: what the logarithm of the count of each pair is expected to be."""
         words, contexts = batch["tokens"], batch["contexts"]

@@ -69,6 +69,11 @@ class WordTables(nnx.Module):
         """[B, T, D] of whole rows: the vectors of words as what is met by a context."""
         return self._look_up(self.contexts, ids_BT)
 
+    def tables(self) -> tuple[Array, Array, Array | None]:
+        """[V, D], [V, D] and [V]: the vectors of words that tell others, those of words that are told, and the bias of these (None:
+        the model has none)."""
+        return self.embedding.table[...], self.contexts.table[...], None
+
     def _look_up(self, table: Embedding, ids_BT: Array) -> Array:
         return whole(table(ids_BT, jnp.zeros((1, ids_BT.shape[1]), jnp.int32), jnp.dtype(self.config.dtype), None))
 
