@@ -19,15 +19,16 @@ from lm_jax.evals.word_perplexity import WordPerplexityConfig
 from lm_jax.models.glove import GloVeConfig
 from lm_jax.models.word_vectors import WordVectorsConfig
 
-TRAIN, HELD_OUT = "the sea , the ship . the king", "the king , new sea\nship the sea ."
+TRAIN, HELD_OUT = "the sea , the ship . the king", ("the king , new sea\nship the sea .", "king the ship")
 MODELS = {"skip-gram": WordVectorsConfig(vocab_size=8, width=4), "glove": GloVeConfig(vocab_size=8, width=4)}
 
 
 @pytest.fixture
 def data(tmp_path):
     (tmp_path / "a.txt").write_text(TRAIN)
-    (tmp_path / "b.txt").write_text(HELD_OUT)
-    (tmp_path / "splits.json").write_text('{"train": ["a.txt"], "validation": ["b.txt"]}')
+    for name, text in zip("bc", HELD_OUT, strict=True):
+        (tmp_path / f"{name}.txt").write_text(text)
+    (tmp_path / "splits.json").write_text('{"train": ["a.txt"], "validation": ["b.txt", "c.txt"]}')
     source = TextFiles(paths=(f"{tmp_path}/*.txt",), document="file")
     corpus = Corpus(name="x", source=source, split=ListedSplit(path=f"{tmp_path}/splits.json"))
     words = WordWindows(corpora=(corpus,), tokenizer=Words(min_count=1), cache_dir=str(tmp_path / "c"), num_workers=1)
@@ -44,14 +45,14 @@ def tables(name):
 def by_loops(data, params, glove, context):
     """The sum of -log p in nats over the tokens of the held-out text, and their number."""
     encode = lambda text: [*data.tokenizer.encode(text).tolist(), data.tokenizer.eos]  # noqa: E731
-    train, text = encode(TRAIN), encode(HELD_OUT)
+    train, texts = encode(TRAIN), [encode(text) for text in HELD_OUT]
     words = [i for i in range(data.vocab_size) if any(map(str.isalpha, data.tokenizer.decode([i]))) and i > 1]
     occurs = [1 + train.count(i) for i in range(data.vocab_size)]
     tables = [np.asarray(params[name]["table"], np.float64) for name in ("embedding", "contexts")]
     tellers, told = tables[::-1] if glove else tables
     bias = np.asarray(params["bias"], np.float64)[:, 0] if glove else np.log(occurs)
     total, in_words = 0.0, sum(occurs[i] for i in words) / sum(occurs)
-    for at, token in enumerate(text):
+    for text, at, token in ((text, at, token) for text in texts for at, token in enumerate(text)):
         if token not in words:
             total -= math.log(occurs[token] / sum(occurs))
             continue
@@ -59,7 +60,7 @@ def by_loops(data, params, glove, context):
         mean = np.mean([tellers[i] for i in before], axis=0) if before else np.zeros(4)
         scores = {i: math.exp(told[i] @ mean + bias[i]) for i in words}
         total -= math.log(in_words * scores[token] / sum(scores.values()))
-    return total, len(text)
+    return total, sum(map(len, texts))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -72,7 +73,7 @@ def test_every_token_is_scored_as_defined(data, name, context):
     total, number = by_loops(data, params, name == "glove", context)
     assert scores["num_tokens"] == number
     assert scores["loss"] == pytest.approx(total / number, rel=1e-5)
-    assert scores["bits_per_byte"] == pytest.approx(total / math.log(2) / len(HELD_OUT), rel=1e-5)
+    assert scores["bits_per_byte"] == pytest.approx(total / math.log(2) / sum(map(len, HELD_OUT)), rel=1e-5)
 
 
 def test_a_mesh_scores_as_one_device(data):
