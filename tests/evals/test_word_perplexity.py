@@ -52,7 +52,7 @@ def by_loops(data, params, glove, context):
     tellers, told = tables[::-1] if glove else tables
     bias = np.asarray(params["bias"], np.float64)[:, 0] if glove else np.log(occurs)
     total, in_words = 0.0, sum(occurs[i] for i in words) / sum(occurs)
-    for text, at, token in ((text, at, token) for text in texts for at, token in enumerate(text)):
+    for text, at, token in ((whole, at, token) for whole in texts for at, token in enumerate(whole)):
         if token not in words:
             total -= math.log(occurs[token] / sum(occurs))
             continue
