@@ -3,8 +3,9 @@
     python -m benchmarks.word_vectors [--config=experiments/word_vectors.py] [--config.FIELD=VALUE ...]
 
 Trains the experiment by `lm-jax train`, then gensim (pip install gensim) by as many epochs as come nearest to its seconds, and
-prints the Spearman correlations of both with people's scores (see `lm_jax.evals.word_similarity`). gensim reads a file of lines in
-its threads, its fastest way. Its window, noise and subsampling are those of the experiment, all else is its default.
+prints the Spearman correlations of both with people's scores (see `lm_jax.evals.word_similarity`), of gensim by its word vectors
+and by their sum with those of contexts, which the experiment takes. gensim reads a file of lines in its threads, its fastest way.
+Its window, noise and subsampling are those of the experiment, all else is its default.
 """
 
 import argparse
@@ -21,13 +22,13 @@ import numpy as np
 from lm_jax.config import Experiment, load_experiment
 from lm_jax.data.sources import find
 from lm_jax.data.word_windows import PreparedWords
-from lm_jax.evals.word_similarity import agreement, normalised
+from lm_jax.evals.word_similarity import WordSimilarityConfig, agreement, normalised
 
 LINE = 1000  # words of a line
 
 
 def main() -> None:
-    """Prints two lines."""
+    """Prints three lines."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", default="experiments/word_vectors.py")
     options, overrides = parser.parse_known_args()
@@ -39,9 +40,12 @@ def main() -> None:
         show("lm_jax", seconds, ours)
         path = Path(folder, "words.txt")
         write_words(data, path)
-        seconds, vectors, epochs = by_gensim(experiment, data, path, seconds)
-    paths = [path for config in experiment.evals for pattern in config.paths for path in find(pattern)]
-    show(f"gensim, {epochs} epochs", seconds, dict(score for path in paths for score in agreement(vectors, data.tokenizer, path)))
+        seconds, found, epochs = by_gensim(experiment, data, path, seconds)
+    config = next(config for config in experiment.evals if isinstance(config, WordSimilarityConfig))
+    paths = [path for pattern in config.paths for path in find(pattern)]
+    for kind, vectors in found.items():
+        scores = dict(score for path in paths for score in agreement(vectors, data.tokenizer, path))
+        show(f"gensim, {epochs} epochs, {kind}", seconds, scores)
 
 
 def show(name: str, seconds: float, scores: dict[str, float]) -> None:
@@ -57,7 +61,7 @@ def trained(config: list[str], workdir: Path) -> tuple[float, dict[str, float]]:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - start
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return seconds, [row for row in rows if row["kind"] == "eval"][-1]
+    return seconds, [row for row in rows if row["kind"] == "eval" and row["eval"] == "similarity"][-1]
 
 
 def write_words(data: PreparedWords, path: Path) -> None:
@@ -72,8 +76,8 @@ def write_words(data: PreparedWords, path: Path) -> None:
                 file.writelines(" ".join(map(str, words[i : i + LINE])) + "\n" for i in range(0, len(words), LINE))
 
 
-def by_gensim(experiment: Experiment, data: PreparedWords, path: Path, seconds: float) -> tuple[float, np.ndarray, int]:
-    """(seconds, unit vectors [V, D], epochs) of gensim's training, for about `seconds`."""
+def by_gensim(experiment: Experiment, data: PreparedWords, path: Path, seconds: float) -> tuple[float, dict[str, np.ndarray], int]:
+    """(seconds, unit vectors [V, D] by kind, epochs) of gensim's training, for about `seconds`."""
     from gensim.models import Word2Vec
 
     settings = {
@@ -93,10 +97,13 @@ def by_gensim(experiment: Experiment, data: PreparedWords, path: Path, seconds: 
     start = time.perf_counter()
     model = Word2Vec(**settings, epochs=epochs)
     seconds = time.perf_counter() - start
-    vectors = np.zeros((data.vocab_size, experiment.model.width), np.float32)
-    for word, place in model.wv.key_to_index.items():
-        vectors[int(word)] = model.wv.vectors[place]
-    return seconds, normalised(vectors), epochs
+    found = {}
+    for kind, table in (("words", model.wv.vectors), ("sum", model.wv.vectors + model.syn1neg)):
+        vectors = np.zeros((data.vocab_size, experiment.model.width), np.float32)
+        for word, place in model.wv.key_to_index.items():
+            vectors[int(word)] = table[place]
+        found[kind] = normalised(vectors)
+    return seconds, found, epochs
 
 
 if __name__ == "__main__":

@@ -66,8 +66,11 @@ def get_config(arg: str = "") -> Experiment:
         **parts,
         optimizer=Adagrad(learning_rate=0.3, schedule=Schedule(shape="linear", warmup_steps=0, final_ratio=0.0)),
         step=StepConfig(clip_norm=None),
-        train=TrainConfig(num_steps=2 if smoke else 4000),
+        train=TrainConfig(num_steps=2 if smoke else 2000 if arg == "glove" else 4000),
         checkpoint=CheckpointConfig(every=0),
-        evals=(WordSimilarityConfig(paths=files, every=0 if smoke else 1000), *(() if smoke else (WordPerplexityConfig(),))),
+        evals=(
+            WordSimilarityConfig(paths=files, every=0 if smoke else 1000, vectors="sum"),
+            *(() if smoke else (WordPerplexityConfig(),)),
+        ),
         samples=None,
     )

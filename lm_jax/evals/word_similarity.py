@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from lm_jax.core.config import check_choice
 from lm_jax.core.errors import ConfigError, DataError
 from lm_jax.core.param import Params
 from lm_jax.core.types import Batch
@@ -17,6 +18,7 @@ from lm_jax.data.sources import Counts, find, read_text
 from lm_jax.data.tokenizers import Tokenizer
 from lm_jax.evals.base import EvalConfig, Shown
 from lm_jax.models.base import ModelConfig
+from lm_jax.models.word_tables import WordTablesConfig
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -26,6 +28,9 @@ class WordSimilarityConfig(EvalConfig):
     Yields for each file, by its name without suffix, the Spearman correlation of the scores and the cosines, over the pairs whose
     words are both in the vocabulary (as they stand or in lower case), and how many there are ("NAME/pairs") and how many others
     ("NAME/missing"). Of `queries` it shows the `nearest` words by cosine. Any model with an embedding of words may be asked.
+
+    `vectors` are those of the embedding, of "words", or where the model has two vectors of each, the "sum" with that of the same
+    word as a context (Pennington et al. 2014, section 4.2; Levy et al. 2015, doi:10.1162/tacl_a_00134, section 3.3).
     """
 
     targets: ClassVar[frozenset[str]] = frozenset({"context words", "counts of pairs", "next words", "masked words", "classes"})
@@ -35,15 +40,19 @@ class WordSimilarityConfig(EvalConfig):
     paths: tuple[str, ...]
     queries: tuple[str, ...] = ("king", "sea", "happy", "walked", "london")
     nearest: int = 8
+    vectors: str = "words"
 
     def validate(self) -> None:
         """Raises `ConfigError` without a file."""
         super().validate()
+        check_choice("vectors", self.vectors, ("words", "sum"))
         if not self.paths:
             raise ConfigError("paths is empty: give at least one file of pairs of words")
 
     def check(self, model: ModelConfig, data: Any) -> None:
         """See `EvalConfig.check`: the files are read."""
+        if self.vectors == "sum" and not isinstance(model, WordTablesConfig):
+            raise ConfigError(f"vectors='sum' is for models with two vectors of each word, and this is a {type(model).__name__}")
         seen: dict[str, Path] = {}
         for path in (file for name in self.paths for file in find(name)):
             if path.stem in seen:
@@ -57,7 +66,7 @@ class WordSimilarityConfig(EvalConfig):
         self, graph: nnx.GraphDef, params: Params, data: Any, put: Callable[[Batch], Batch], rows: slice
     ) -> Iterator[tuple[str, float] | Shown]:
         """See `EvalConfig.scores`."""
-        vectors = unit_vectors(graph, params)
+        vectors = unit_vectors(graph, params, self.vectors)
         for path in (file for name in self.paths for file in find(name)):
             yield from agreement(vectors, data.tokenizer, path)
         for query in self.queries:
@@ -84,9 +93,10 @@ def agreement(vectors: np.ndarray, tokenizer: Tokenizer, path: Path) -> Iterator
         yield path.stem, spearman(people[known], np.sum(vectors[one] * vectors[other], axis=1))
 
 
-def unit_vectors(graph: nnx.GraphDef, params: Params) -> np.ndarray:
-    """float32 [V, D]: the embedding of a model, each vector divided by its norm."""
-    table = nnx.merge(graph, params).embedding.table[...]
+def unit_vectors(graph: nnx.GraphDef, params: Params, kind: str) -> np.ndarray:
+    """float32 [V, D]: the vectors of a model (see `WordSimilarityConfig`), each divided by its norm."""
+    model = nnx.merge(graph, params)
+    table = model.embedding.table[...] + (model.contexts.table[...] if kind == "sum" else 0.0)
     if not jax.sharding.get_abstract_mesh().empty:
         table = jax.sharding.reshard(table, PartitionSpec())
     return normalised(np.asarray(table, np.float32))

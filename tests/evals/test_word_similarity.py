@@ -1,5 +1,7 @@
 """Word similarity: ranks against scipy, and the scores of vectors whose cosines are known."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from lm_jax.data.tokenizers import WordTokenizer
 from lm_jax.evals.base import Shown
 from lm_jax.evals.word_similarity import WordSimilarityConfig, spearman
 from lm_jax.models.word_vectors import WordVectorsConfig
+from tests.models_for_tests import llama
 
 WORDS = ["king", "queen", "sea", "ship", "run", "walk"]
 PAIRS = [("King", "queen", 9.0), ("sea", "ship", 7.5), ("king", "sea", 1.0), ("run", "walk", 7.5), ("sea", "aeroplane", 2.0)]
@@ -46,6 +49,10 @@ def test_scores_are_over_known_pairs_and_the_nearest_words_are_shown(tmp_path):
     def check(graph, like):
         place = lambda x: x if like is None else jax.device_put(x, like["embedding"]["table"].sharding)  # noqa: E731
         params = {"embedding": {"table": place(table)}, "contexts": {"table": place(np.zeros_like(table))}}
+        both = dataclasses.replace(config, vectors="sum")
+        parts = {"embedding": {"table": place(table - 1.0)}, "contexts": {"table": place(np.ones_like(table))}}
+        summed = dict(x for x in both.scores(graph, parts, Data(), None, slice(None)) if not isinstance(x, Shown))
+        assert summed["some"] == pytest.approx(expected)
         found = list(config.scores(graph, params, Data(), lambda batch: batch, slice(None)))
         scores, shown = (
             dict(pair for pair in found if not isinstance(pair, Shown)),
@@ -61,6 +68,8 @@ def test_scores_are_over_known_pairs_and_the_nearest_words_are_shown(tmp_path):
 
 
 def test_bad_input_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="vectors='sum' is for models with two vectors of each word, and this is a DecoderConfig"):
+        WordSimilarityConfig(paths=("x",), vectors="sum").check(llama(), None)
     with pytest.raises(ConfigError, match="paths is empty"):
         validate_tree(WordSimilarityConfig(paths=()))
     (tmp_path / "bad.txt").write_text("king\tqueen\t9\nsea ship 3\n")
