@@ -114,6 +114,13 @@ def sum_into(x: Array, name: str, dim: int, *into: str) -> Array:
     return jax.lax.psum(x, rest) if rest else x
 
 
+def to_residual(x: Array, name: str) -> Array:
+    """This device's part of the residual stream, of its term `x` [B, T, ...], with all tokens, of a sum over the axes of `name`."""
+    if set(mesh_axes("residual")) <= set(mesh_axes(name)):
+        return sum_into(x, name, 1, "residual")
+    return part(all_sum(x, name), "residual", 1)
+
+
 def token_index(num_tokens: int, *, residual: bool = False) -> Array:
     """int32 [num_tokens]: where in their row this device's tokens stand, of an activation or of the `residual` stream."""
     if residual:

@@ -93,6 +93,11 @@ class Layout(Config):
             raise ConfigError(f"layers={self.layers}: a pipeline runs along one mesh axis")
         if self.micro_batches is not None and self.micro_batches < 1:
             raise ConfigError(f"micro_batches={self.micro_batches} must be above 0; None: one for each row")
+        if not set(self.residual) <= set(self.vocab):
+            raise ConfigError(
+                f"residual={self.residual} and vocab={self.vocab}: devices that split tokens between layers would score all of "
+                "them again; have the same axes split the vocabulary, or leave them out of residual"
+            )
         tokens = {*self.batch, *self.sequence, *self.residual}
         if 0 < len(tokens & set(self.experts)) < len(self.experts):
             raise ConfigError(f"experts={self.experts}: either all of these axes must split tokens (here {sorted(tokens)}) or none")

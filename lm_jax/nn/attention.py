@@ -9,7 +9,7 @@ from flax import nnx
 
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.errors import ConfigError
-from lm_jax.core.local import all_gather, all_sum, index, sum_into, token_index, ways
+from lm_jax.core.local import all_gather, all_sum, index, to_residual, token_index, ways
 from lm_jax.core.param import param, weight
 from lm_jax.core.types import Array, Mean
 from lm_jax.nn.attend import IMPLEMENTATIONS, attend
@@ -242,7 +242,7 @@ class Attention(nnx.Module):
         return None if self.sinks is None else weight(self.sinks, q_BTNH, jnp.float32)
 
     def _output(self, y_BTNH: Array) -> Array:
-        y_BTD = sum_into(project("BTNH,NHD->BTD", y_BTNH, self.output), "heads", 1, "residual")
+        y_BTD = to_residual(project("BTNH,NHD->BTD", y_BTNH, self.output), "heads")
         return y_BTD if self.output_bias is None else y_BTD + weight(self.output_bias, y_BTD)[None, None, :]
 
     def _project(self, x_BTD: Array, matrix: nnx.Param, bias: nnx.Param | None) -> Array:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from lm_jax.core.config import Config
 from lm_jax.core.errors import ConfigError
-from lm_jax.core.local import index, part, sum_into, vary, varying
+from lm_jax.core.local import index, part, to_residual, vary, varying
 from lm_jax.core.param import Shards, gather, param, scatter, shards, weight
 from lm_jax.core.types import Array
 from lm_jax.nn.dropout import dropout
@@ -83,7 +83,7 @@ def look_up(table: nnx.Param, ids: Array, dtype: jnp.dtype) -> Array:
     [B, T, N] the sum of their rows. A negative id gives 0."""
     size = table.shape[0]  # this device's part of the vocabulary
     x = _look_up(table[...], ids - index("vocab") * size, dtype, shards(table))
-    return sum_into(x if ids.ndim == 2 else jnp.sum(x, axis=2), "vocab", 1, "residual")
+    return to_residual(x if ids.ndim == 2 else jnp.sum(x, axis=2), "vocab")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -10,7 +10,7 @@ from flax import nnx
 
 from lm_jax.core.config import Config, check_positive
 from lm_jax.core.errors import ConfigError
-from lm_jax.core.local import all_gather, own_tokens, sum_into, vary, varying, ways, whole_row
+from lm_jax.core.local import all_gather, own_tokens, to_residual, vary, varying, ways, whole_row
 from lm_jax.core.param import param, weight
 from lm_jax.core.types import Array
 from lm_jax.nn.attention import for_these_heads
@@ -138,7 +138,7 @@ class GatedDelta(nnx.Module):
         y_BTNV = self.norm(own_tokens(y_BTNV))
         gate_BTNV = jax.nn.silu(project("BTD,DNH->BTNH", own_BTD, self.gate).astype(jnp.float32))
         y_BTNV = (y_BTNV * gate_BTNV).astype(own_BTD.dtype)
-        y_BTD = sum_into(project("BTNH,NHD->BTD", y_BTNV, self.output), "heads", 1, "residual")
+        y_BTD = to_residual(project("BTNH,NHD->BTD", y_BTNV, self.output), "heads")
         return y_BTD, None if cache is None else DeltaState(q[1], k[1], v[1], state)
 
     def _of_heads(self, x_BTKH: Array) -> Array:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.errors import ConfigError
-from lm_jax.core.local import all_gather, sum_into, token_index, ways
+from lm_jax.core.local import all_gather, to_residual, token_index, ways
 from lm_jax.core.param import param, weight
 from lm_jax.core.types import Array
 from lm_jax.nn.attend import IMPLEMENTATIONS, attend
@@ -149,7 +149,7 @@ class LatentAttention(nnx.Module):
             at, q_BTNR = info.index + jnp.arange(T), jnp.concatenate([q_BTNR, turned], -1)
             y_BTNR = masked_attention(spec, q_BTNR, *one_head, mask, at, slots, None, place.bias_NTS)
             y_BTNV = jnp.einsum("BTNR,RNV->BTNV", y_BTNR, expand[..., H:])
-        y_BTD = sum_into(project("BTNH,NHD->BTD", y_BTNV, self.output), "heads", 1, "residual")
+        y_BTD = to_residual(project("BTNH,NHD->BTD", y_BTNV, self.output), "heads")
         return _with_bias(y_BTD, self.output_bias), cache
 
     def _query_source(self, x_BTD: Array) -> Array:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from lm_jax.core.config import Config, check_choice, check_positive
 from lm_jax.core.errors import ConfigError
-from lm_jax.core.local import all_gather, sum_into
+from lm_jax.core.local import all_gather, to_residual
 from lm_jax.core.param import param, weight
 from lm_jax.core.types import Array, Aux
 from lm_jax.nn.init import Init, zeros
@@ -98,7 +98,7 @@ class MLP(nnx.Module):
         if gate_BTF is not None and self.gate_bias is not None:
             gate_BTF = gate_BTF + weight(self.gate_bias, gate_BTF)[None, None, :]
         h_BTF = self.config.act(up_BTF, gate_BTF)
-        y_BTD = sum_into(project("BTF,FD->BTD", h_BTF, self.down), "mlp", 1, "residual")
+        y_BTD = to_residual(project("BTF,FD->BTD", h_BTF, self.down), "mlp")
         if self.down_bias is not None:
             y_BTD = y_BTD + weight(self.down_bias, y_BTD)[None, None, :]
         return y_BTD, Aux.none()

@@ -9,7 +9,7 @@ from flax import nnx
 
 from lm_jax.core.config import Config, check_positive
 from lm_jax.core.errors import ConfigError
-from lm_jax.core.local import all_gather, own_tokens, sum_into, ways, whole_row
+from lm_jax.core.local import all_gather, own_tokens, to_residual, ways, whole_row
 from lm_jax.core.param import param, weight
 from lm_jax.core.types import Array
 from lm_jax.nn.init import Init, zeros
@@ -112,7 +112,7 @@ class RGLRU(nnx.Module):
         x_BTNH, inputs = self.convolution(x_BTNH, starts_BT, None if cache is None else cache.inputs)
         states = self._recur(x_BTNH, starts_BT, None if cache is None else cache.state)
         y_BTNH = gate_BTNH * own_tokens(states).astype(gate_BTNH.dtype)
-        y_BTD = sum_into(project("BTNH,NHD->BTD", y_BTNH, self.output), "heads", 1, "residual")
+        y_BTD = to_residual(project("BTNH,NHD->BTD", y_BTNH, self.output), "heads")
         if self.output_bias is not None:
             y_BTD = y_BTD + weight(self.output_bias, y_BTD)[None, None]
         return y_BTD, None if cache is None else RGLRUState(inputs, states[:, -1])

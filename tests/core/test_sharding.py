@@ -17,6 +17,8 @@ def test_layouts_that_cannot_be_are_errors():
         Layout(embed=("tp",), mlp=()).validate()
     with pytest.raises(ConfigError, match="gather='weights' is not a dimension"):
         Layout(gather=("weights",)).validate()
+    with pytest.raises(ConfigError, match=r"residual=\('tp',\) and vocab=\(\): devices that split tokens"):
+        Layout(vocab=()).validate()
     with pytest.raises(ConfigError, match="either all of these axes must split tokens"):
         Layout(experts=("ep", "tp"), residual=()).validate()
 

@@ -43,7 +43,15 @@ MESHES = {
     "dp-ep-tp": MeshShape(dp=2, ep=2, tp=2),
     "ep-cp-tp": MeshShape(dp=1, ep=2, cp=2, tp=2),
 }
-CONFIGS = {"llama": llama(), "odd": odd(), "gpt2": gpt2(32), "dropout": llama(), "latent": latent(), "far": far()}
+CONFIGS = {
+    "llama": llama(),
+    "replicated": llama(),
+    "odd": odd(),
+    "gpt2": gpt2(32),
+    "dropout": llama(),
+    "latent": latent(),
+    "far": far(),
+}
 CONFIGS["recurrent"] = recurrent()
 # A row's capacity is that of its part on a device where rows are split: "wide" drops nothing.
 CONFIGS |= {"moe": moe(), "capacity": moe(capacity_factor=0.9), "wide": moe(capacity_factor=2.0), "room": moe(room=4.0)}
@@ -97,8 +105,9 @@ def plain(*names_and_meshes):
 
 
 def layout_for(name: str) -> Layout:
-    """One key-value head cannot be split; many small experts had better be whole."""
-    layouts = {"odd": Layout(kv_heads=()), "wide": Layout(experts=("ep", "tp"), expert_mlp=())}
+    """One key-value head cannot be split; many small experts had better be whole; "replicated" splits tokens only by tp."""
+    whole = Layout(heads=(), kv_heads=(), mlp=())
+    layouts = {"odd": Layout(kv_heads=()), "replicated": whole, "wide": Layout(experts=("ep", "tp"), expert_mlp=())}
     return layouts.get(name, Layout(gather_once=name != "row-moe"))
 
 
@@ -135,6 +144,7 @@ def check(name, mesh_name, packed=False, chunks=1, accumulate=1):
             *(("deep", mesh) for mesh in MESHES if "pp" in mesh and "ep" not in mesh),
             *(("circular", mesh) for mesh in ("fsdp", "pp-dp-tp")),
             *(("odd", mesh) for mesh in ("dp", "fsdp-tp", "cp-tp")),
+            *(("replicated", mesh) for mesh in ("tp", "fsdp-cp-tp")),
             *(("moe", mesh) for mesh in ("fsdp-ep", "dp-ep-tp", "fsdp-cp-tp")),
             *(("capacity", mesh) for mesh in ("dp-fsdp", "fsdp-ep")),
             ("wide", "dp-ep-tp"),
