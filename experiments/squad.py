@@ -87,7 +87,7 @@ def get_config(arg: str = "spans") -> Experiment:
             vocab_size=8_000,
             width=width,
             embedding=EmbeddingConfig(dropout=0.3),
-            features=FeaturesConfig(buckets=2**10 if smoke else 2**14, dropout=0.3),
+            features=FeaturesConfig(buckets=2**10 if smoke else 2**14, dropout=0.3, initial_std=0.05),
             stack=stack(width),
             dropout=0.3,
             init=Init(weights="fan_in", embedding_std=0.05),

@@ -33,9 +33,7 @@ from lm_jax.nn.stack import StackConfig
 from lm_jax.objectives.sampled_softmax import SampledSoftmaxConfig
 from lm_jax.optim.adamw import AdamW
 from lm_jax.optim.schedules import Schedule
-from lm_jax.optim.sgd import SGD
 from lm_jax.train.checkpoint import CheckpointConfig
-from lm_jax.train.step import StepConfig
 from lm_jax.train.trainer import TrainConfig
 
 WIDTH = 200
@@ -54,30 +52,21 @@ def get_config(arg: str = "lstm") -> Experiment:
     if arg not in ("lstm", "transformer", "smoke"):
         raise ValueError(f"{arg!r} is not one of lstm, transformer, smoke")
     smoke = arg == "smoke"
-    attends = arg == "transformer"
     corpus = Corpus(
         name="wikitext2",
         source=TextFiles(paths=(f"{folder('wikitext2')}/*.txt",)),
         split=NamedSplit(pattern=r"(\w+)\.txt", validation=("valid",), test=("test",)),
     )
     # A state begins at 0 with every row, so that it is read in long ones; a Transformer knows positions as far as it was trained.
-    rows = {"batch_size": 16, "stride": 64} if attends else {"batch_size": 4, "length": 1024, "chunks": 8}
-    # Gradients of the size of SGD's leave rare words almost as they were: it overfits later than AdamW, and learns more slowly.
-    if attends:
-        schedule = Schedule(shape="linear", warmup_steps=100, final_ratio=0.0)
-        optimizer = AdamW(learning_rate=3e-3, weight_decay=0.02, schedule=schedule)
-    else:
-        schedule = Schedule(shape="linear", warmup_steps=0, final_ratio=0.0)
-        optimizer = SGD(learning_rate=20.0, schedule=schedule)
-    num_between = 2500 if attends else 10_000
+    rows = {"batch_size": 16, "stride": 64} if arg == "transformer" else {"batch_size": 4, "length": 1024, "chunks": 8}
     test = PerplexityConfig(name="test", split="test", **rows)
     return Experiment(
         data=TextData(
             corpora=(corpus,),
             tokenizer=Words(min_count=1, split="lines"),
             packing=Packing(shift=True),
-            length=16 if smoke else 128 if attends else 70,
-            batch_size=8 if smoke else 16 if attends else 10,
+            length=16 if smoke else 128,
+            batch_size=8 if smoke else 16,
         ),
         model=DecoderConfig(
             vocab_size=33_280,
@@ -87,10 +76,13 @@ def get_config(arg: str = "lstm") -> Experiment:
             init=Init(weights="fan_in", embedding_std=0.05),
         ),
         objective=SampledSoftmaxConfig(common=8 if smoke else 2048, samples=8 if smoke else 2048),
-        optimizer=optimizer,
-        step=StepConfig(clip_norm=1.0 if attends else 0.25),
-        train=TrainConfig(num_steps=2 if smoke else 3000 if attends else 58_000),
-        checkpoint=CheckpointConfig(every=0 if smoke else num_between),
-        evals=() if smoke else (PerplexityConfig(every=num_between, **rows), test),
+        optimizer=AdamW(
+            learning_rate=3e-3,
+            weight_decay=0.02,
+            schedule=Schedule(shape="linear", warmup_steps=0 if smoke else 100, final_ratio=0.0),
+        ),
+        train=TrainConfig(num_steps=2 if smoke else 3000 if arg == "transformer" else 15_000),
+        checkpoint=CheckpointConfig(every=0 if smoke else 2500),
+        evals=() if smoke else (PerplexityConfig(every=2500, **rows), test),
         samples=None,
     )
