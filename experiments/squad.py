@@ -99,7 +99,7 @@ def get_config(arg: str = "spans") -> Experiment:
             schedule=Schedule(shape="linear", warmup_steps=0 if smoke else 50, final_ratio=0.0),
         ),
         step=StepConfig(ema_decay=0.99),
-        train=TrainConfig(num_steps=2 if smoke else 1800),
+        train=TrainConfig(num_steps=2 if smoke else 1000),
         checkpoint=CheckpointConfig(every=0),
         evals=(QuestionAnsweringConfig(every=0 if smoke else 450, shown=0), QuestionAnsweringConfig(name="test", split="test")),
         samples=None,

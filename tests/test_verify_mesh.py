@@ -5,7 +5,7 @@ import pytest
 
 from lm_jax import verify_mesh as module
 from lm_jax.config import load_experiment
-from lm_jax.core.local import sum_into, ways
+from lm_jax.core.local import to_residual, ways
 from lm_jax.core.mesh import MeshShape
 
 
@@ -41,10 +41,10 @@ def test_a_mixture_is_compared_without_its_bounds(experiment, monkeypatch, capsy
 
 
 def test_a_wrong_one_is_named(experiment, monkeypatch, capsys):
-    def wrong(x: jax.Array, name: str, dim: int, *into: str) -> jax.Array:
-        return sum_into(x, name, dim, *into) * (1.01 if ways(name) > 1 else 1.0)
+    def wrong(x: jax.Array, name: str) -> jax.Array:
+        return to_residual(x, name) * (1.01 if ways(name) > 1 else 1.0)
 
-    monkeypatch.setattr("lm_jax.nn.mlp.sum_into", wrong)
+    monkeypatch.setattr("lm_jax.nn.mlp.to_residual", wrong)
     monkeypatch.setattr(module, "legal_meshes", lambda experiment, count: [MeshShape(dp=1, tp=2), MeshShape(dp=2)])
     assert module.verify_mesh(experiment) == 1
     first, second, last = capsys.readouterr().out.splitlines()[-3:]

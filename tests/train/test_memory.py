@@ -53,4 +53,4 @@ def test_activations_fall_with_tensor_parallelism():
 def test_chunks_of_the_loss_bound_its_memory():
     whole, chunked = (temporaries(vocab=20_000, repeats=1, chunks=chunks) for chunks in (1, 16))
     logits = 4 * 512 * 20_000 * 4
-    assert whole > 2 * logits and chunked < 0.25 * whole
+    assert whole > 2 * logits and chunked < whole - 1.5 * logits

@@ -231,7 +231,8 @@ def test_no_device_ever_holds_the_logits_of_the_whole_vocabulary():
         graph, params = split(jax.jit(CONFIGS["llama"].build)(KEY))
         step = jax.jit(functools.partial(gradients, graph=graph, objective=LMConfig().build()))
         text = step.lower(params, shard_batch(data, mesh, layout), KEY).compile().as_text()
-    assert f"[2,32,{VOCAB // 2}]" in text and f"[2,32,{VOCAB}]" not in text
+    assert f"[64,{VOCAB // 2}]" in text  # of the 2 x 32 tokens of a device
+    assert f"[64,{VOCAB}]" not in text and f"[2,32,{VOCAB}]" not in text
 
 
 def test_rows_that_do_not_split_are_named():
