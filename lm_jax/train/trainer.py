@@ -228,9 +228,10 @@ class Trainer:
 
     def _early_stop(self, step: int, scores: dict[str, float]) -> bool:
         rule = self.config.early_stop
-        name = "" if rule is None else rule.metric.split("/")[0]
-        found = [score for score in scores if score.startswith(f"{name}/")]
-        if rule is None or not found:
+        if rule is None:
+            return False
+        found = [name for name in scores if name.split("/")[0] == rule.metric.split("/")[0]]
+        if not found:
             return False
         if rule.metric not in scores:
             raise ConfigError(f"train.early_stop.metric={rule.metric!r} is no score of that eval, which has {', '.join(found)}")
