@@ -86,17 +86,7 @@ def _beam_search(
 
         more = {"inputs": inputs} if inputs else {}
         logits, state = decode(prompts_BP, model.init_cache(B, P + M, context, **more), weights_BP)
-        none = jnp.full((B, K, M), -1, jnp.int32)
-        search = _Search(
-            jnp.int32(0),
-            jnp.repeat(logits[:, None], K, axis=1),
-            model.take_rows(state, jnp.repeat(jnp.arange(B), K)),
-            jnp.broadcast_to(jnp.where(jnp.arange(K) == 0, 0.0, -jnp.inf), (B, K)),  # at first all are the same
-            none,
-            jnp.full((B, K), -jnp.inf),
-            none,
-            jnp.zeros(B, bool),
-        )
+        search = _first(logits, model.take_rows(state, jnp.repeat(jnp.arange(B), K)), K, M)
         search = jax.lax.while_loop(goes_on, body, search)
         # A row of which nothing has ended gives what is alive.
         alive = search.alive_BK / jnp.float32(M) ** penalty
@@ -106,6 +96,21 @@ def _beam_search(
     whole = PartitionSpec()
     on_mesh = local_view(local, (param_specs(graph, params), whole, whole, whole, whole), whole, check=False)
     return on_mesh(params, prompts_BP, weights_BP, penalty, inputs)
+
+
+def _first(logits_BV: Array, state: DecodeState, number: int, length: int) -> _Search:
+    """The search before its first step: after the prompts, `number` times each, for up to `length` tokens."""
+    B, none = len(logits_BV), jnp.full((len(logits_BV), number, length), -1, jnp.int32)
+    return _Search(
+        jnp.int32(0),
+        jnp.repeat(logits_BV[:, None], number, axis=1),
+        state,
+        jnp.broadcast_to(jnp.where(jnp.arange(number) == 0, 0.0, -jnp.inf), (B, number)),  # at first all are the same
+        none,
+        jnp.full((B, number), -jnp.inf),
+        none,
+        jnp.zeros(B, bool),
+    )
 
 
 def _ended(search: _Search, worth_BN: Array, tokens_BNM: Array, hope_B: Array) -> tuple[Array, Array, Array]:
