@@ -58,7 +58,7 @@ def character_ngrams(config: str) -> tuple[str, float]:
     return "logistic regression of character 1-3-grams", score
 
 
-CLASSIFICATION, MASKED = "experiments/classification.py", "experiments/masked_lm.py"
+CLASSIFICATION, MASKED, NOVELS = "experiments/classification.py", "experiments/masked_lm.py", "experiments/novels.py"
 TRANSLATION, EMOJI, FLICKR = "experiments/translation.py", "experiments/emoji.py", "experiments/flickr8k.py"
 DIGITS, SIMILARITY = "experiments/speech_digits.py", "similarity/EN-WS-353-ALL"
 RECALL = {"score": "validation/image_to_text_recall@10", "over": "validation/image_to_text_chance@10"}
@@ -90,6 +90,7 @@ FIGURES = {
     "cbow": Figure("experiments/word_vectors.py:cbow", SIMILARITY),
     "glove": Figure("experiments/word_vectors.py:glove", SIMILARITY),
     "masked_words": Figure(MASKED, "validation/perplexity"),
+    "novels": Figure(NOVELS, "test/bits_per_byte"),
     "spans": Figure("experiments/denoising.py:span", "validation/perplexity"),
     "ul2": Figure("experiments/denoising.py:ul2", "validation/perplexity"),
     "prefix": Figure("experiments/denoising.py:prefix", "validation/perplexity"),
@@ -103,6 +104,7 @@ AFTER = {  # what begins with the parameters or the tokenizer of the run of anot
     "masked_words": {
         name: Figure(f"{MASKED}:{name}", "test/accuracy", also=("validation/accuracy",)) for name in ("finetune", "scratch")
     },
+    "novels": {"chat": Figure("experiments/chat.py:tuned", "test/bits_per_byte", also=("test/perplexity",))},
 }
 
 
@@ -120,7 +122,7 @@ def main() -> None:
             for after, figure in AFTER.get(name, {}).items():
                 source = Path(folder, name, "0")
                 given = [f"--config.data.tokenizer.path={source}"]
-                given += [f"--config.start_from={source}"] if after == "finetune" else []
+                given += [] if after == "scratch" else [f"--config.start_from={source}"]
                 report(f"{name}, {after}", figure, options.seeds, Path(folder, after), given)
 
 

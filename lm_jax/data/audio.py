@@ -18,7 +18,7 @@ from lm_jax.data.examples import Example
 from lm_jax.data.pairs import written
 from lm_jax.data.sources import Counts, find_all, find_one, read_text
 from lm_jax.data.supervised import ExampleData
-from lm_jax.data.tokenizers import Tokenizer
+from lm_jax.data.tokenizers import Tokenizer, encode_named
 from lm_jax.data.wav import read_wav, resample
 
 
@@ -52,7 +52,7 @@ class NameTranscripts(Config):
         words, found = dict(self.words), {}
         for path in paths:
             match = re.search(self.pattern, path.name)
-            if match is None:
+            if match is None or match[1] is None:
                 raise DataError(f"transcripts.pattern={self.pattern!r} finds nothing in the name of {path}")
             found[path.name] = words.get(match[1], match[1])
         return found
@@ -223,7 +223,7 @@ class SpeechData(ExampleData):
         self, utterances: Iterable[Utterance], tokenizer: Tokenizer, counts: Counts
     ) -> Iterator[tuple[Utterance, Example]]:
         for utterance in utterances:
-            ids = tokenizer.encode(utterance.text)
+            (ids,) = encode_named(tokenizer, [(utterance.name, utterance.text)])
             sizes = (len(utterance.samples), self.samples[-1], "samples"), (len(ids) + 1, self.length, "length")
             over = [f"{size} > {name} {most}" for size, most, name in sizes if size > most]
             if over and self.long == "error":

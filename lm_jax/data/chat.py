@@ -13,7 +13,7 @@ from lm_jax.core.types import Batch
 from lm_jax.data.examples import Example
 from lm_jax.data.sources import Counts, FileSource, json_objects, read_text
 from lm_jax.data.supervised import ExampleData, PreparedExamples
-from lm_jax.data.tokenizers import Tokenizer
+from lm_jax.data.tokenizers import Tokenizer, encode_named
 
 
 class Turn(NamedTuple):
@@ -132,7 +132,7 @@ class Chat(ExampleData):
     def prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[int]], Batch]:
         """See `DataConfig.prompts`: conversations whose first turn is the text, up to where the answer begins."""
         answer = tokenizer.encode(dict(self.template)[self.replies]).tolist()
-        asked = (self._tokens((Turn(self.asks, text),), tokenizer)[0].tolist() for text in texts)
+        asked = (self._tokens((Turn(self.asks, text),), tokenizer, "the prompt")[0].tolist() for text in texts)
         return [[tokenizer.eos, *tokens, *answer] for tokens in asked], {}
 
     def shown_prompt(self, prompt: str) -> str:
@@ -156,11 +156,11 @@ class Chat(ExampleData):
                 raise DataError(f"no conversation of {split} has an answer that begins within length={self.length} tokens")
         return PreparedChat(config=self, tokenizer=tokenizer, examples=examples, conversations=items)
 
-    def _tokens(self, turns: Sequence[Turn], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    def _tokens(self, turns: Sequence[Turn], tokenizer: Tokenizer, name: str) -> tuple[np.ndarray, np.ndarray]:
         """The tokens of turns, and which of them have weight."""
         words = dict(self.template)
         before = tokenizer.encode_batch([words[turn.role] for turn in turns])
-        texts = tokenizer.encode_batch([_spaced(words[turn.role], turn.text) for turn in turns])
+        texts = encode_named(tokenizer, [(name, _spaced(words[turn.role], turn.text)) for turn in turns])
         tokens, weights = [], []
         for turn, head, text in zip(turns, before, texts, strict=True):
             tokens += [head, text, [tokenizer.eos]]
@@ -169,7 +169,7 @@ class Chat(ExampleData):
 
     def _arrays(self, chat: Conversation, tokenizer: Tokenizer, counts: Counts) -> dict[str, np.ndarray] | None:
         """The example of a conversation; None without any weight."""
-        targets, weights = self._tokens(chat.turns, tokenizer)
+        targets, weights = self._tokens(chat.turns, tokenizer, chat.name)
         counts["conversations cut to a row"] += len(targets) > self.length
         targets, weights = targets[: self.length], weights[: self.length]
         if not weights.any():

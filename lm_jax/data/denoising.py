@@ -17,7 +17,7 @@ from lm_jax.core.types import Batch
 from lm_jax.data.shuffle import random_bits
 from lm_jax.data.tokenizers import Tokenizer
 
-FORMAT = 1  # raised whenever the same rows would become other examples than before
+FORMAT = 2  # raised whenever the same rows would become other examples than before
 TRAINING, EVALUATION = 0, 1  # streams of random bits
 _DENOISING = 2  # sets the draws apart from those of the loader
 

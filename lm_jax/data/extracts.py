@@ -10,7 +10,7 @@ import numpy as np
 from lm_jax.data.examples import Example
 from lm_jax.data.pairs import Pair, PairData, PreparedPairs
 from lm_jax.data.sources import Counts
-from lm_jax.data.tokenizers import Tokenizer
+from lm_jax.data.tokenizers import Tokenizer, encode_named
 
 CLASSES = ("left out", "taken")
 _END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9])|\n+")
@@ -42,7 +42,7 @@ class ExtractedSentences(PairData):
     def example(self, pair: Pair, tokenizer: Tokenizer, counts: Counts) -> Example:
         """The example of a document and its summary."""
         parts, summary = sentences(pair.source), _words(pair.target)
-        ids = [np.append([tokenizer.eos], found) for found in tokenizer.encode_batch(parts)]
+        ids = [np.append([tokenizer.eos], found) for found in encode_named(tokenizer, [(pair.name, part) for part in parts])]
         tokens = np.concatenate(ids)[: self.length].astype(np.int32)
         starts = np.cumsum([0, *map(len, ids[:-1])])
         starts = starts[starts < len(tokens)]

@@ -15,7 +15,7 @@ from lm_jax.data.image_table import ImageTable, Listed
 from lm_jax.data.pixels import Augment, PixelsConfig
 from lm_jax.data.sources import Counts, find_one
 from lm_jax.data.supervised import PreparedSplits, SplitData, scored_bytes
-from lm_jax.data.tokenizers import Tokenizer
+from lm_jax.data.tokenizers import Tokenizer, encode_named
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -77,7 +77,7 @@ class ImageData(SplitData):
                     raise DataError(f"{error}; leave such images out with corrupt='skip'") from error
                 counts["images skipped: cannot be read"] += 1
                 continue
-            ids = tokenizer.encode_batch(image.captions)
+            ids = encode_named(tokenizer, [(image.name, caption) for caption in image.captions])
             counts["captions cut to a row"] += sum(len(caption) > self.capacity() for caption in ids)
             rows = tuple(self.row(caption, tokenizer) for caption in ids)
             found.append(Captioned(image.name, pixels, image.captions, rows))

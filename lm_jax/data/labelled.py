@@ -14,7 +14,7 @@ from lm_jax.data.examples import Example, ExampleLoader, Rows
 from lm_jax.data.shuffle import permute, random_bits
 from lm_jax.data.sources import Counts, FileSource, read_text
 from lm_jax.data.supervised import ExampleData, PreparedExamples, numbered
-from lm_jax.data.tokenizers import Tokenizer
+from lm_jax.data.tokenizers import Tokenizer, encode_named
 
 
 class Labelled(NamedTuple):
@@ -111,7 +111,7 @@ class LabelledText(ExampleData):
 
     def _examples(self, texts: list[Labelled], tokenizer: Tokenizer, classes: tuple[str, ...], counts: Counts) -> Iterator[Example]:
         numbers = {label: i for i, label in enumerate(classes)}
-        for text, ids in zip(texts, tokenizer.encode_batch([text.text for text in texts]), strict=True):
+        for text, ids in zip(texts, encode_named(tokenizer, [(text.name, text.text) for text in texts]), strict=True):
             if text.label not in numbers:
                 raise DataError(f"{text.name}: label {text.label!r} is not among those of the training texts: {', '.join(classes)}")
             counts["texts cut to a row"] += len(ids) >= self.length

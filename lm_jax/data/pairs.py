@@ -15,7 +15,7 @@ from lm_jax.data.examples import Example
 from lm_jax.data.questions import SquadFiles
 from lm_jax.data.sources import Counts, Source
 from lm_jax.data.supervised import ExampleData, PreparedExamples, scored_bytes
-from lm_jax.data.tokenizers import Tokenizer
+from lm_jax.data.tokenizers import Tokenizer, encode_named
 
 _SHAPES = 16  # lengths that programs are compiled for are multiples of it
 
@@ -105,7 +105,7 @@ class PairData(ExampleData):
         tokenizer = self.tokenizer.train(itertools.chain.from_iterable(sides))
         examples = {}
         for split, pairs in items.items():
-            sources, targets = (tokenizer.encode_batch([pair[side] for pair in pairs]) for side in (1, 2))
+            sources, targets = (encode_named(tokenizer, [(pair.name, pair[side]) for pair in pairs]) for side in (1, 2))
             ids = zip(pairs, sources, targets, strict=True)
             examples[split] = [Example(pair.name, self.arrays(*sides, tokenizer, counts)) for pair, *sides in ids]
         return PreparedPairs(config=self, tokenizer=tokenizer, examples=examples, pairs=items)

@@ -42,14 +42,18 @@ class PixelsConfig(Config):
     def read(self, path: Path) -> np.ndarray:
         """uint8 [height, width, 3] of an image file.
 
-        Grey (of 8 or 16 bits) and palette images become RGB; what is transparent is seen on white. The image is scaled
+        Grey (of 8 or 16 bits) and palette images become RGB; what is transparent is seen on white. A photograph is turned upright,
+        as its camera noted (EXIF). The image is scaled
         (antialiased, bilinear), its sides in proportion, to the least size that covers the result, and the middle of it is taken.
         Raises `DataError`, naming the file, for one that is missing, cannot be decoded, or holds no shades (modes I and F).
         """
         Image, size = pillow(), (self.width, self.height)
+        from PIL import ImageOps
+
         try:
             with Image.open(path) as image:
                 mode = image.mode
+                ImageOps.exif_transpose(image, in_place=True)
                 if mode.startswith("I;16"):
                     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
                 if image.has_transparency_data:

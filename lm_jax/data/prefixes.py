@@ -43,8 +43,9 @@ def _ends(documents: np.ndarray) -> np.ndarray:
 class PrefixLM(Denoise):
     """The first tokens of a row see each other both ways, and those after them are predicted (T5, arXiv:1910.10683, section 3.2.1).
 
-    Any number of the row's tokens from 1 on is equally likely to be its prefix; where documents are kept apart each has its own.
-    "prefix" is 1 for the inputs in it. What the prefix holds already has weight 0: the first target is the token after it.
+    Any number of the row's tokens from 1 on, padding left out, is equally likely to be its prefix; where documents are kept apart
+    each has its own. "prefix" is 1 for the inputs in it. What the prefix holds already has weight 0: the first target is the token
+    after it.
     """
 
     inputs: ClassVar[frozenset[str]] = frozenset({"tokens", "prefix"})
@@ -70,11 +71,13 @@ class Prefixer(Denoiser):
         """See `Denoiser.__call__`."""
         text = batch["targets"]
         documents = batch.get("segments", np.zeros_like(text))
+        padding = np.maximum.accumulate(batch["weights"][:, ::-1] > 0, axis=1)[:, ::-1] == 0
+        documents = np.where(padding, -1, documents)  # no part of a document
         first, end, places = _firsts(documents), _ends(documents), np.arange(text.shape[1])
         u = np.take_along_axis(draws.uniform(_PREFIX, text.shape[1]), first, axis=1)
         last = first + (u * (end - first)).astype(np.int64)  # of the prefix; its target is the first to be predicted
         return batch | {
-            "prefix": (places <= last).astype(np.int32),
+            "prefix": ((places <= last) & ~padding).astype(np.int32),
             "weights": np.where(places >= last, batch["weights"], np.float32(0)),
         }
 

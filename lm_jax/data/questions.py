@@ -2,18 +2,19 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from typing import ClassVar, NamedTuple
 
 import jax
 import numpy as np
 
-from lm_jax.core.config import check_positive
+from lm_jax.core.config import check_choice, check_positive
 from lm_jax.core.errors import ConfigError, DataError
 from lm_jax.data.examples import Example
-from lm_jax.data.sources import Counts, FileSource, read_text
+from lm_jax.data.sources import Counts, FileSource, half_character, read_text
 from lm_jax.data.supervised import ExampleData, PreparedExamples
-from lm_jax.data.tokenizers import word_places
+from lm_jax.data.tokenizers import encode_named, word_places
 from lm_jax.data.words import aligned, feature_hash, word_features
 
 START, END = 1, 2  # what a target says of a word of the context: an answer starts there, ends there, or both
@@ -30,10 +31,21 @@ class Question(NamedTuple):
 
 @dataclasses.dataclass(kw_only=True)
 class SquadFiles(FileSource):
-    """Questions in the JSON of SQuAD 1.1 (Rajpurkar et al. 2016, arXiv:1606.05250)."""
+    """Questions in the JSON of SQuAD 1.1 (Rajpurkar et al. 2016, arXiv:1606.05250).
+
+    What is done with an answer that is not where it says it is (`misplaced`): "error"; "repair" moves it to the nearest place where
+    it stands (counted), or leaves it out; "skip" leaves it out. So are questions that have no answer left. Both are counted.
+    """
+
+    misplaced: str = "error"
+
+    def validate(self) -> None:
+        """Raises `ConfigError` for an unknown policy."""
+        super().validate()
+        check_choice("misplaced", self.misplaced, ("error", "repair", "skip"))
 
     def read(self, counts: Counts) -> Iterator[Question]:
-        """Yields the questions in order. Raises `DataError` for other JSON, and for an answer that is not where it says it is."""
+        """Yields the questions in order. Raises `DataError` for other JSON, half of a character, or an answer that is misplaced."""
         for path in self.files():
             text = read_text(path, self.encoding_errors, counts)
             try:
@@ -41,19 +53,39 @@ class SquadFiles(FileSource):
                 for paragraph in paragraphs:
                     for row in paragraph["qas"]:
                         answers = tuple((answer["text"], answer["answer_start"]) for answer in row["answers"])
-                        yield _checked(Question(f"{path.name}:{row['id']}", row["question"], paragraph["context"], answers))
+                        found = Question(f"{path.name}:{row['id']}", row["question"], paragraph["context"], answers)
+                        if (found := self._checked(found, counts)).answers:
+                            yield found
             except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
                 raise DataError(f"{path} is not in the JSON of SQuAD: {type(error).__name__} {error}") from error
 
+    def _checked(self, question: Question, counts: Counts) -> Question:
+        """The question with the answers that stand in its context."""
+        if not question.answers or not question.question.strip():
+            raise DataError(f"{question.name} has no question or no answer; every question needs both")
+        if place := half_character(question):
+            raise DataError(f"{question.name} holds half of a character, {place}, which is no text; mend it")
+        answers = [(text, self._start(question, text, start, counts)) for text, start in question.answers]
+        kept = tuple((text, start) for text, start in answers if start is not None)
+        counts["questions left out: no answer in the text"] += not kept
+        return question._replace(answers=kept)
 
-def _checked(question: Question) -> Question:
-    if not question.answers or not question.question.strip():
-        raise DataError(f"{question.name} has no question or no answer; every question needs both")
-    for text, start in question.answers:
-        there = question.context[start : start + len(text)]
-        if not text.strip() or start < 0 or there != text:
-            raise DataError(f"{question.name}: the answer {text!r} does not stand at character {start}, where {there!r} is")
-    return question
+    def _start(self, question: Question, text: str, start: int, counts: Counts) -> int | None:
+        """Where the answer stands; None where it is left out."""
+        there = question.context[max(start, 0) :][: len(text)]
+        if text.strip() and start >= 0 and there == text:
+            return start
+        if self.misplaced == "error":
+            raise DataError(
+                f"{question.name}: the answer {text!r} does not stand at character {start}, where {there!r} is; mend it, or set "
+                "misplaced='repair' or 'skip'"
+            )
+        found = [match.start() for match in re.finditer(f"(?={re.escape(text)})", question.context)] if text.strip() else []
+        if self.misplaced == "skip" or not found:
+            counts["answers left out: misplaced"] += 1
+            return None
+        counts["answers repaired: misplaced"] += 1
+        return min(found, key=lambda place: abs(place - start))
 
 
 class Place(NamedTuple):
@@ -103,7 +135,7 @@ class Questions(ExampleData):
         contexts = dict.fromkeys(question.context for question in items["train"])
         tokenizer = self.tokenizer.train([*contexts, *(question.question for question in items["train"])])
         words = {word for found in items.values() for q in found for text in (q.question, q.context) for word in _words(text)}
-        tokens = dict(zip(words, tokenizer.encode_batch(list(words)), strict=True))
+        tokens = dict(zip(words, encode_named(tokenizer, [(f"the word {word!r}", word) for word in words]), strict=True))
         made = {
             split: [pair for i, q in enumerate(found) for pair in self._examples(q, i, tokens, tokenizer.eos, counts)]
             for split, found in items.items()

@@ -119,6 +119,7 @@ def find_one(path: str) -> Path:
 
 def csv_rows(rows: Any, path: Path) -> Iterator[tuple[int, Any]]:
     """The rows of a reader of the module csv, with the numbers of their lines. Raises `DataError` for what is no row."""
+    csv.field_size_limit(2**31 - 1)  # a cell may be a document; the module's limit is one of the process
     try:
         for row in rows:
             yield rows.line_num, row
@@ -191,7 +192,7 @@ def json_objects(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{number} is not valid JSON: {error}") from error
-        if "\\ud" in line.lower() and (place := _half_character(row)):
+        if "\\ud" in line.lower() and (place := half_character(row)):
             raise DataError(f"{path}:{number} holds half of a character, {place}, which is no text; mend that line")
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number} is a JSON {type(row).__name__}, not an object with fields")
@@ -262,7 +263,7 @@ class TfdsDataset(Source):
             yield Document(f"{self.split}:{number}", _join(row, (self.field,), "", f"{folder} example {number}"))
 
 
-def _half_character(value: Any) -> str | None:
+def half_character(value: Any) -> str | None:
     """A lone surrogate in JSON, as it is written there; None where there is none."""
     try:
         json.dumps(value, ensure_ascii=False).encode()

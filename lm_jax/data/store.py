@@ -21,7 +21,7 @@ from lm_jax.data.splits import SPLITS, Split
 from lm_jax.data.tokenizers import Tokenizer, TokenizerConfig
 from lm_jax.data.workers import encode
 
-FORMAT = 1  # raised whenever the same sources would give other stores than before
+FORMAT = 2  # raised whenever the same sources would give other stores than before
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -74,7 +74,7 @@ class TaggedLines(FileSource):
         """The word, its tag in BIO, which may not fit the one before, and whether a span ends with it for certain."""
         left, _, tag = line.rpartition(self.separator)
         word = re.fullmatch(self.word, left)
-        if word is None or not word[1].strip():
+        if word is None or not (word[1] or "").strip():
             raise DataError(f"{path}:{number} is no word {self.word!r} with a tag after {self.separator!r}: {line[:60]!r}")
         letter, dash, kind = tag.partition("-")
         if tag == OUTSIDE:

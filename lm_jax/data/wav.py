@@ -1,5 +1,6 @@
 """Reading sound from WAV files."""
 
+import io
 import math
 import wave
 from pathlib import Path
@@ -24,7 +25,7 @@ def read_wav(path: Path) -> Sound:
     Raises `DataError`, naming the file, for one that cannot be read, is no such file, has no samples, or ends before it should.
     """
     try:
-        with wave.open(str(path), "rb") as file:
+        with wave.open(_plain(path.read_bytes()), "rb") as file:
             channels, width, rate, frames = file.getparams()[:4]
             data = file.readframes(frames)
     except (OSError, EOFError, RuntimeError, wave.Error) as error:  # the module raises each of them
@@ -37,6 +38,14 @@ def read_wav(path: Path) -> Sound:
     if not frames:
         raise DataError(f"{path} has no samples")
     return Sound(_floats(data, width).reshape(frames, channels).mean(axis=1, dtype=np.float32), rate, channels)
+
+
+def _plain(data: bytes) -> io.BytesIO:
+    """A file whose header calls PCM what WAVE_FORMAT_EXTENSIBLE says is PCM: `wave` reads such files from Python 3.12 on only."""
+    fmt = data.find(b"fmt ", 12)
+    if fmt > 0 and data[fmt + 8 : fmt + 10] == b"\xfe\xff" and data[fmt + 32 : fmt + 34] == b"\x01\x00":
+        data = data[: fmt + 8] + b"\x01\x00" + data[fmt + 10 :]
+    return io.BytesIO(data)
 
 
 def _floats(data: bytes, width: int) -> np.ndarray:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm_jax.core.errors import DataError
 from lm_jax.data.sources import Document
-from lm_jax.data.tokenizers import Tokenizer
+from lm_jax.data.tokenizers import Tokenizer, encode_named
 
 _SMALL = 4_000_000  # characters that one process tokenises sooner than others have started
 _CHUNK = 1_000_000
@@ -46,13 +45,5 @@ def _encode_here(documents: list[Document]) -> list[np.ndarray]:
 
 
 def _encode(tokenizer: Tokenizer, documents: Sequence[Document]) -> list[np.ndarray]:
-    try:
-        found = tokenizer.encode_batch([document.text for document in documents])
-    except DataError:
-        for document in documents:  # again, one by one, to name the culprit
-            try:
-                tokenizer.encode(document.text)
-            except DataError as error:
-                raise DataError(f"{document.name}: {error}") from error
-        raise
+    found = encode_named(tokenizer, documents)
     return [np.append(tokens, np.int32(tokenizer.eos)) for tokens in found]

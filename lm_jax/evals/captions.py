@@ -51,7 +51,7 @@ class CaptionsConfig(EvalConfig):
 
     def check(self, model: ModelConfig, data: Any) -> None:
         """See `EvalConfig.check`."""
-        check_metrics(self.metrics)
+        check_metrics(self.metrics, [picture.captions for picture in data.pictures(self.split)[: self.limit]])
         limit = model.max_length()
         if limit is not None and 1 + self.max_tokens > limit:
             raise ConfigError(f"max_tokens={self.max_tokens} after the first token exceeds the model's position table of {limit}")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from flax import nnx
 
+from lm_jax.core.config import check_choice
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import Params
 from lm_jax.core.types import Batch
@@ -19,8 +20,8 @@ from lm_jax.models.base import ModelConfig
 
 @dataclasses.dataclass(kw_only=True)
 class ExtractionConfig(EvalConfig):
-    """Yields ROUGE of the summaries of a split (see `evals/text_metrics.py`), "accuracy" and "f1" of the sentences that are taken
-    (of those that a row holds: documents are cut to it), and "num_examples".
+    """Yields `metric` ("rouge" or "rouge_words": see `evals/text_metrics.py`) of the summaries of a split, "accuracy" and "f1" of
+    the sentences that are taken (of those that a row holds: documents are cut to it), and "num_examples".
 
     A summary is the sentences of its document that are more likely taken than left out, in order; at least the likeliest one. The
     first `show` appear beside what was expected.
@@ -30,18 +31,20 @@ class ExtractionConfig(EvalConfig):
     reads: ClassVar[tuple[str, ...]] = ("parts", "sources", "references")
     reads_batches: ClassVar[bool] = True
 
+    metric: str = "rouge"
     batch_size: int = 8
     show: int = 4
 
     def validate(self) -> None:
-        """Raises `ConfigError` for sizes below 1, or a negative number to show."""
+        """Raises `ConfigError` for sizes below 1, a negative number to show, or another metric."""
         super().validate()
         if self.show < 0:
             raise ConfigError(f"show={self.show} must not be negative")
+        check_choice("metric", self.metric, ("rouge", "rouge_words"))
 
     def check(self, model: ModelConfig, data: Any) -> None:
         """See `EvalConfig.check`."""
-        check_metrics(("rouge",))
+        check_metrics((self.metric,), data.references(self.split))
         super().check(model, data)
 
     def scores(
@@ -56,7 +59,7 @@ class ExtractionConfig(EvalConfig):
             texts.append(" ".join(parts[i] for i in np.flatnonzero(taken)))
             true.append(example.arrays["targets"][heads] > 0)
             found.append(taken)
-        yield from METRICS["rouge"](texts, data.references(self.split))
+        yield from METRICS[self.metric](texts, data.references(self.split))
         true_S, found_S = np.concatenate(true), np.concatenate(found)
         yield "accuracy", float(np.mean(true_S == found_S))
         yield "f1", float(2 * np.sum(true_S & found_S) / max(np.sum(true_S) + np.sum(found_S), 1))

@@ -20,8 +20,8 @@ from lm_jax.models.base import ModelConfig
 
 @dataclasses.dataclass(kw_only=True)
 class GenerationConfig(EvalConfig):
-    """Yields the scores of `metrics` ("bleu", "chrf", "rouge", "exact", "f1": see `evals/text_metrics.py`), of the texts that
-    beam search finds for a split of pairs (1 beam: greedy), and their number.
+    """Yields the scores of `metrics` ("bleu", "bleu_zh", "chrf", "rouge", "rouge_words", "exact", "f1": `evals/text_metrics.py`)
+    of the texts that beam search finds for a split of pairs (1 beam: greedy), and their number.
 
     Texts are of up to `max_tokens` tokens. With `limit` only the first so many examples are read; the first `show` are shown,
     beside what an encoder-decoder attends to while it writes each token (not where layers are split over a pipeline). Every device
@@ -51,7 +51,7 @@ class GenerationConfig(EvalConfig):
 
     def check(self, model: ModelConfig, data: Any) -> None:
         """See `EvalConfig.check`."""
-        check_metrics(self.metrics)
+        check_metrics(self.metrics, data.references(self.split)[: self.limit])
         limit, sources = model.max_length(), data.sources(self.split)[: self.limit]
         if not sources:
             raise ConfigError(f"the split {self.split!r} holds no example to evaluate")

@@ -94,19 +94,20 @@ class NextLineConfig(EvalConfig):
 
     def lines(self, data: Any) -> list[Line]:
         """The lines of the split of running text (see `data/text.py`) that are read."""
-        found = []
+        texts, found = [], []
         for _, store in data.sources(self.split):
             for start, end in zip(store.offsets[:-1], store.offsets[1:], strict=True):
-                text = data.tokenizer.decode(np.asarray(store.tokens[start : end - 1]))
+                texts.append(data.tokenizer.decode(np.asarray(store.tokens[start : end - 1])))
                 place = 0
-                for line in text.split("\n"):
+                for line in texts[-1].split("\n"):
                     if place and line.strip():
-                        found.append(Line(text[:place], line, text[place + len(line) :]))
+                        found.append((len(texts) - 1, place, place + len(line)))
                     place += len(line) + 1
         if not found:
             raise ConfigError(f"the split {self.split!r} has no line after the first of a document")
         chosen = np.unique(np.linspace(0, len(found) - 1, self.limit).astype(int))
-        return [found[i] for i in chosen]
+        spans = [(texts[number], first, end) for number, first, end in (found[i] for i in chosen)]
+        return [Line(text[:first], text[first:end], text[end:]) for text, first, end in spans]
 
     def prompt(self, data: Any, line: Line) -> list[int]:
         """The tokens of what is known of a line. The end of the line before is left to the model: tokens often hold it together

@@ -9,6 +9,7 @@ from typing import Any
 
 from lm_jax.core.config import check_choice
 from lm_jax.core.errors import ConfigError
+from lm_jax.data.tokenizers import CJK, split_words
 
 Scores = Iterator[tuple[str, float]]
 
@@ -27,6 +28,13 @@ def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
     yield "brevity_penalty", found.bp
 
 
+def bleu_zh(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+    """`bleu` of Chinese, whose characters sacrebleu then counts as words (its tokenisation zh)."""
+    found = _library("sacrebleu").corpus_bleu(list(texts), _columns(references), lowercase=True, tokenize="zh")
+    yield "bleu_zh", found.score
+    yield "brevity_penalty_zh", found.bp
+
+
 def chrf(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
     """Corpus chrF from 0 to 100 (Popovic 2015), by sacrebleu."""
     yield "chrf", _library("sacrebleu").corpus_chrf(list(texts), _columns(references)).score
@@ -40,12 +48,28 @@ def _columns(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
 
 def rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
     """F-measures of ROUGE-1, -2 and -L from 0 to 100 (Lin 2004), by rouge-score with stemming: means over the texts of the best
-    reference of each."""
+    reference of each. Its words are runs of a to z and digits; other scripts need `rouge_words`."""
+    yield from _rouge(texts, references, "", use_stemmer=True)
+
+
+def rouge_words(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+    """`rouge` in any script, without stemming: words are those of `split_words`, in lower case; Chinese characters are words."""
+    yield from _rouge(texts, references, "_words", tokenizer=_UnicodeWords())
+
+
+def _rouge(texts: Sequence[str], references: Sequence[Sequence[str]], suffix: str, **options: Any) -> Scores:
     names = ("rouge1", "rouge2", "rougeL")
-    scorer = _library("rouge_score.rouge_scorer").RougeScorer(names, use_stemmer=True)
+    scorer = _library("rouge_score.rouge_scorer").RougeScorer(names, **options)
     found = [scorer.score_multi(list(known), text) for text, known in zip(texts, references, strict=True)]
     for name in names:
-        yield name, 100 * sum(score[name].fmeasure for score in found) / len(found)
+        yield f"{name}{suffix}", 100 * sum(score[name].fmeasure for score in found) / len(found)
+
+
+class _UnicodeWords:
+    """What rouge-score calls a tokenizer."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return split_words(text, lowercase=True, split="words")
 
 
 def exact(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
@@ -67,8 +91,8 @@ def is_answer(text: str, reference: str) -> bool:
 
 def word_f1(text: str, reference: str) -> float:
     """The harmonic mean of precision and recall of the normalised words of `text`, each as often as it occurs; 0 without a common
-    one."""
-    words = [normalised(one).split() for one in (text, reference)]
+    one. Chinese characters are words of their own, as in CMRC 2018 (arXiv:1810.07366)."""
+    words = [CJK.sub(r" \g<0> ", normalised(one)).split() for one in (text, reference)]
     common = sum((collections.Counter(words[0]) & collections.Counter(words[1])).values())
     return 2 * common / sum(map(len, words)) if common else 0.0
 
@@ -79,20 +103,29 @@ def normalised(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
 
-def check_metrics(names: Sequence[str]) -> None:
-    """Raises `ConfigError` for a metric of `METRICS` whose library is not installed, or for an unknown one."""
+def check_metrics(names: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    """Raises `ConfigError` for a metric of `METRICS` whose library is not installed, for an unknown one, and for "rouge" where a
+    reference has no word that it knows."""
+    known = (reference for texts in references for reference in texts)
+    strange = next((text for text in known if text.strip() and not re.search("[a-z0-9]", text.lower())), None)
+    if "rouge" in names and strange is not None:
+        raise ConfigError(f"rouge reads the letters a to z and digits, and {strange[:60]!r} has none; take rouge_words")
     for name in names:
         check_choice("metrics", name, tuple(METRICS))
         if name in _LIBRARIES:
             _library(_LIBRARIES[name])
 
 
-_LIBRARIES = {"bleu": "sacrebleu", "chrf": "sacrebleu", "rouge": "rouge_score.rouge_scorer"}
+_LIBRARIES = {"bleu": "sacrebleu", "bleu_zh": "sacrebleu", "chrf": "sacrebleu"} | dict.fromkeys(
+    ("rouge", "rouge_words"), "rouge_score.rouge_scorer"
+)
 
 METRICS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], Scores]] = {
     "bleu": bleu,
+    "bleu_zh": bleu_zh,
     "chrf": chrf,
     "rouge": rouge,
+    "rouge_words": rouge_words,
     "exact": exact,
     "f1": f1,
 }

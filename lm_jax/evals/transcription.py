@@ -59,7 +59,7 @@ class TranscriptionConfig(EvalConfig):
         batches = self._by_frames if isinstance(nnx.merge(graph, params), SpeechEncoder) else self._by_writing
         for numbers, texts in batches(graph, params, data, put, rows):
             heard |= {number: text for number, text in zip(numbers, texts, strict=True) if number >= 0}
-        texts = [heard[number] for number in range(len(references))]
+        texts = [heard[number].strip() for number in range(len(references))]
         yield from error_rates(references, texts)
         shown = data.utterances[self.split][: self.shown]
         pictures = spectrograms(graph, params, [utterance.samples for utterance in shown])

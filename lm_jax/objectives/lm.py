@@ -120,7 +120,7 @@ def most_weighted(hidden_BTD: Array, batch: Batch, share: float | None) -> tuple
     own = weights_BT.shape[1]
     number = min(math.ceil(share * own * ways("sequence")), own)  # all that a row may have can be on one device
     top, places = jax.lax.top_k(weights_BT, -(-number // num_parts) * num_parts)
-    top = jnp.where(jnp.sum(top, axis=1) < jnp.sum(weights_BT, axis=1), jnp.nan, 1.0)[:, None] * top
+    top = jnp.where(jnp.sum(top > 0, axis=1) < jnp.sum(weights_BT > 0, axis=1), jnp.nan, 1.0)[:, None] * top
     hidden = jnp.take_along_axis(all_gather(hidden_BTD, "residual", 1), places[:, :, None], axis=1)
     targets = jnp.take_along_axis(batch["targets"], places, axis=1)
     return part(hidden, "residual", 1), {"targets": targets, "weights": top}

@@ -60,16 +60,19 @@ def _by_example(logits_BTC: Array, batch: Batch) -> tuple[Array, Array, Array]:
     scores_BTC = jnp.where(candidates_BT[:, :, None], logits_BTC, MASKED)
     over = lambda reduce, x_BTC: jax.vmap(lambda x, s: reduce(x, s, S))(x_BTC, segments_BT)  # noqa: E731
     largest = lambda x_BTC: all_max(jnp.maximum(over(jax.ops.segment_max, x_BTC), MASKED), "sequence")  # noqa: E731
-    top_BSC = largest(scores_BTC)
-    top_BTC = jnp.take_along_axis(top_BSC, segments_BT[:, :, None], axis=1)
-    mass_BTC = jnp.where(candidates_BT[:, :, None], jnp.exp(scores_BTC - top_BTC), 0.0)
-    all_BSC, right_BSC = (
-        all_sum(over(jax.ops.segment_sum, x_BTC), "sequence") for x_BTC in (mass_BTC, jnp.where(hits_BTC, mass_BTC, 0.0))
-    )
-    best_right_BSC = largest(jnp.where(hits_BTC, scores_BTC, MASKED)) >= top_BSC
     there_BSC = all_sum(over(jax.ops.segment_sum, hits_BTC.astype(jnp.float32)), "sequence") > 0
-    safe = lambda x_BSC: jnp.log(jnp.where(there_BSC, x_BSC, 1.0))  # noqa: E731
-    nats_BS = all_sum(jnp.sum(safe(all_BSC) - safe(right_BSC), axis=-1), "vocab")
-    right_BS = all_sum(jnp.sum(best_right_BSC & there_BSC, axis=-1).astype(jnp.float32), "vocab")
+
+    def log_mass(x_BTC: Array) -> tuple[Array, Array]:
+        """By segment the largest score, and the logarithm of the sum of exp(score), 0 where none is right; `MASKED` counts as 0."""
+        top_BSC = largest(x_BTC)
+        less_BTC = x_BTC - jnp.take_along_axis(top_BSC, segments_BT[:, :, None], axis=1)
+        mass_BTC = jnp.where(x_BTC > MASKED, jnp.exp(less_BTC), 0.0)
+        mass_BSC = all_sum(over(jax.ops.segment_sum, mass_BTC), "sequence")
+        return top_BSC, jnp.where(there_BSC, top_BSC + jnp.log(jnp.where(there_BSC, mass_BSC, 1.0)), 0.0)
+
+    top_BSC, all_BSC = log_mass(scores_BTC)
+    right_top_BSC, right_BSC = log_mass(jnp.where(hits_BTC, scores_BTC, MASKED))
+    nats_BS = all_sum(jnp.sum(all_BSC - right_BSC, axis=-1), "vocab")
+    right_BS = all_sum(jnp.sum((right_top_BSC >= top_BSC) & there_BSC, axis=-1).astype(jnp.float32), "vocab")
     there_BS = all_max(jnp.any(there_BSC, axis=-1).astype(jnp.float32), "vocab")
     return nats_BS, right_BS, there_BS

@@ -148,6 +148,9 @@ def test_names_without_transcript_or_split_are_named(tmp_path):
     write_wav(tmp_path / "strange.wav", noise(30))
     with pytest.raises(DataError, match=r"finds nothing in the name of .*strange.wav"):
         speech(files).prepare()
+    files.transcripts = NameTranscripts(pattern="(bye)?.wav")
+    with pytest.raises(DataError, match=r"transcripts.pattern='\(bye\)\?.wav' finds nothing in the name of"):
+        speech(files).prepare()
     files.transcripts = NameTranscripts(pattern="^(.)")
     with pytest.raises(DataError, match=r"split.pattern=.* finds nothing in the name 'strange.wav'"):
         speech(files).prepare()

@@ -266,3 +266,11 @@ def test_one_table_is_read_and_its_quotes_must_close(tmp_path):
     (tmp_path / "t.csv").write_text('image,caption\n0.png,"a dog runs\n1.png,a cat\n')
     with pytest.raises(DataError, match=r"t.csv:3 is no row of a table"):
         ImageTable(path=f"{tmp_path}/t.csv").read(collections.Counter())
+
+
+def test_a_photograph_is_turned_upright(tmp_path):
+    upright = picture(0, 20, 30)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(PixelsConfig(height=20, width=30).read(tmp_path / "a.png"), upright)

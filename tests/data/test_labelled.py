@@ -122,6 +122,9 @@ def test_bad_input_is_named(tmp_path):
         data(tmp_path, train="a\t1\nno label").prepare()
     with pytest.raises(DataError, match=r"LabelledText\.train has nothing to train on: LabelledLines"):
         data(tmp_path, train="\n").prepare()
+    with pytest.raises(DataError, match=r"test.tsv:2: character 'ß' at 1 is not in the vocabulary"):
+        test = lines(tmp_path, "test.tsv", "a\t1\naß\t1")
+        dataclasses.replace(data(tmp_path, train="a\t1\nb\t0", test=test), tokenizer=Characters()).prepare()
     with pytest.raises(DataError, match="there is no split 'tests'"):
         data(tmp_path).prepare().require("tests")
     with pytest.raises(DataError, match="no file at"):

@@ -32,7 +32,10 @@ def test_a_prefix_is_seen_and_what_follows_is_predicted(batch, seed):
     np.testing.assert_array_equal(made["tokens"], batch["tokens"])
     T = batch["targets"].shape[1]
     for row in range(len(batch["targets"])):
-        for begin, end in parts_of(batch, row) if "segments" in batch else [(0, T)]:
+        stop = int(np.flatnonzero(batch["weights"][row]).max(initial=-1)) + 1  # padding follows
+        assert not made["prefix"][row, stop:].any()
+        documents = parts_of(batch, row) if "segments" in batch else [(0, T)]
+        for begin, end in [(begin, min(end, stop)) for begin, end in documents if begin < stop]:
             prefix, weights = made["prefix"][row, begin:end], made["weights"][row, begin:end]
             size = int(prefix.sum())
             assert 1 <= size <= end - begin and prefix[:size].all()
@@ -140,3 +143,11 @@ def test_mistakes_are_named():
         validate_tree(FillInTheMiddle(documents=0))
     with pytest.raises(ConfigError, match=r"a prompt has 2 times '<FILL>', and one hole is filled: 'a<FILL>"):
         FillInTheMiddle().prompts(Bytes().train(()), ["a<FILL>b<FILL>"])
+
+
+def test_the_prefix_of_a_short_row_leaves_some_of_its_text():
+    """Of 5 tokens in a row of 64; no padding is seen."""
+    batch = stream_rows(500, 64)
+    batch["weights"] = np.where(np.arange(64) < 5, batch["weights"], 0)
+    made = PrefixLM().build(Numbers(), 64)(batch, draws(batch))
+    assert not made["prefix"][:, 5:].any() and (made["weights"].sum(axis=1) == 6 - made["prefix"].sum(axis=1)).all()

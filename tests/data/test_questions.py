@@ -1,6 +1,7 @@
 """Questions and contexts: answers lead from characters to words and back, and windows lose none."""
 
 import collections
+import dataclasses
 import json
 
 import numpy as np
@@ -124,3 +125,22 @@ def test_bad_input_is_named(tmp_path, monkeypatch):
 def test_words_of_a_text():
     assert [CONTEXT[slice(*ends)] for ends in word_places(CONTEXT)][:9] == "In 1990s Paris , the Tour - Eiffel (".split()
     assert np.array(word_places("a\nb")).tolist() == [[0, 1], [2, 3]]
+
+
+def test_misplaced_answers_are_moved_or_left_out_and_counted(tmp_path):
+    context = "Paris is Paris."
+    rows = [(context, "Where?", [("Paris", 7), ("is", 6)]), (context, "Who?", [("Rome", 0)])]
+    read = lambda policy, counts: [q.answers for q in dataclasses.replace(squad(tmp_path, rows), misplaced=policy).read(counts)]  # noqa: E731
+    counts = collections.Counter()
+    assert read("repair", counts) == [(("Paris", 9), ("is", 6))]
+    left_out = "questions left out: no answer in the text"
+    assert +counts == {"answers repaired: misplaced": 1, "answers left out: misplaced": 1, left_out: 1}
+    counts = collections.Counter()
+    assert read("skip", counts) == [(("is", 6),)]
+    assert +counts == {"answers left out: misplaced": 2, left_out: 1}
+    with pytest.raises(DataError, match=r"where 's Par' is; mend it, or set misplaced='repair' or 'skip'"):
+        read("error", counts)
+    with pytest.raises(ConfigError, match="misplaced='drop'"):
+        validate_tree(SquadFiles(paths=("x",), misplaced="drop"))
+    with pytest.raises(DataError, match=r"train.json:q0 holds half of a character, \\ud83d"):
+        data(tmp_path, [("Paris \ud83d", "Where?", ["Paris"])]).prepare()

@@ -39,6 +39,8 @@ def test_json_lines_and_tables(tmp_path):
     (tmp_path / "a.csv").write_text('kind,text\n1,"a, ""b""\nc"\n2,d\n')
     assert [d[1] for d in read(Table(paths=(str(tmp_path / "a.csv"),)))] == ['a, "b"\nc', "d"]
     (tmp_path / "a.tsv").write_text('she said "no\t1\nfine\t0\n')
+    (tmp_path / "long.csv").write_text(f"text\n{'x' * 200_000}\n")
+    assert [len(d[1]) for d in read(Table(paths=(str(tmp_path / "long.csv"),)))] == [200_000]
     table = Table(paths=(str(tmp_path / "a.tsv"),), columns=("0",), header=False, delimiter="\t", quoted=False)
     assert [d[1] for d in read(table)] == ['she said "no', "fine"]
 

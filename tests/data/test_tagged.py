@@ -114,6 +114,8 @@ def test_bad_input_is_named(tmp_path):
             read(lines(tmp_path, text, scheme="BMES"))
     with pytest.raises(DataError, match=r"train.txt:2: tag 'I-LOC' \(in BIO\) goes on with a span"):
         read(lines(tmp_path, "en:a\tO\nen:b\tE-LOC\n", scheme="BMES"))
+    with pytest.raises(DataError, match=r"train.txt:1 is no word 'en:\(.\)\|dog' with a tag"):
+        read(lines(tmp_path, "dog\tO\n", word="en:(.)|dog"))
     test = lines(tmp_path, "en:a\tO\nen:b\tB-ORG\n", "test.txt")
     with pytest.raises(DataError, match=r"test.txt:2: tag 'B-ORG' is not among those of the training sentences: O, B-LOC, I-LOC"):
         data(tmp_path, test=test).prepare()

@@ -22,6 +22,7 @@ from lm_jax.data.tokenizers import (
     Tokenizer,
     TokenizerFile,
     Words,
+    split_words,
 )
 
 SHARED = Path(os.environ.get("LM_JAX_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -84,6 +85,14 @@ def test_words_by_frequency_with_chinese_characters_apart():
     assert split.decode(split.encode("a @-@ <unk>")) == "a @-@ <unk>"
     ends = Words(min_count=1, split="lines").train(["<unk> @-@ a\n\n b"])
     assert ends.decode(ends.encode("<unk> @-@\n\n a")) == "<unk> @-@\n\na" and ends.vocab_size == 2 + 5
+
+
+def test_words_of_other_scripts():
+    """Marks belong to the letter before them, Korean words stand between spaces, and both come back."""
+    for text in ("मैं घर जाता हूँ", "cafe\u0301 noir", "나는 학교에 간다", "か\u3099く"):
+        tokenizer = Words(min_count=1).train([text])
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert split_words("मैं घर, cafe\u0301s が", False, "words") == ["मैं", "घर", ",", "cafe\u0301s", "が"]
 
 
 def test_words_and_line_ends_of_wikitext_2_are_as_many_as_published():

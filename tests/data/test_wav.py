@@ -1,5 +1,6 @@
 """WAV files of all widths, and what is wrong with others."""
 
+import struct
 import wave
 
 import numpy as np
@@ -67,3 +68,16 @@ def test_a_tone_stays_a_tone_at_another_rate():
     found = resample(tone(44100), 44100, 8000)
     assert found.dtype == np.float32 and len(found) == 4000
     np.testing.assert_allclose(found[200:-200], tone(8000)[200:-200], atol=5e-3)
+
+
+def test_an_extensible_header_of_pcm_is_read(tmp_path):
+    x = np.random.default_rng(0).uniform(-1, 1, 50)
+    plain = write_wav(tmp_path / "a.wav", x, 16000, 3).read_bytes()
+    fmt = struct.pack("<HHIIHH HHI", 0xFFFE, 1, 16000, 48000, 3, 24, 22, 24, 4)
+    guid = b"\x01\x00\x00\x00\x00\x00\x10\x00\x80\x00\x00\xaa\x00\x38\x9b\x71"
+    chunks = b"WAVEfmt " + struct.pack("<I", 40) + fmt + guid + plain[36:]
+    (tmp_path / "b.wav").write_bytes(b"RIFF" + struct.pack("<I", len(chunks)) + chunks)
+    np.testing.assert_array_equal(read_wav(tmp_path / "b.wav").samples, read_wav(tmp_path / "a.wav").samples)
+    (tmp_path / "c.wav").write_bytes((tmp_path / "b.wav").read_bytes().replace(guid, b"\x03" + guid[1:]))  # of floats
+    with pytest.raises(DataError, match=r"c.wav cannot be read as a WAV file: unknown format: 65534"):
+        read_wav(tmp_path / "c.wav")

@@ -6,7 +6,7 @@ import pytest
 
 from lm_jax.core.errors import ConfigError
 from lm_jax.evals import text_metrics
-from lm_jax.evals.text_metrics import METRICS, normalised
+from lm_jax.evals.text_metrics import METRICS, check_metrics, normalised
 
 
 def scores(name, texts, references):
@@ -44,3 +44,24 @@ def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sacrebleu", None)
     with pytest.raises(ConfigError, match=r"needs the package sacrebleu: pip install 'lm_jax\[metrics\]'"):
         scores("bleu", ["a"], [["a"]])
+
+
+def test_other_scripts():
+    """A Chinese character is a word of BLEU, ROUGE and F1; rouge refuses what it would not read."""
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("rouge_score")
+    text, known = ["我爱北京天门"], [["我爱北京天安门"]]
+    assert scores("f1", text, known)["f1"] == pytest.approx(2 * 6 / 13)
+    assert scores("rouge_words", text, known)["rouge2_words"] == pytest.approx(100 * 2 * 4 / 11)
+    assert scores("rouge_words", ["Über Größe"], [["über die Größe"]])["rougeL_words"] == pytest.approx(80)
+    # Precisions of 1 to 4 characters 6/6, 4/5, 3/4, 2/3; one shorter than its reference.
+    precisions = (1, 4 / 5, 3 / 4, 2 / 3)
+    assert scores("bleu_zh", text, known)["bleu_zh"] == pytest.approx(
+        100 * math.exp(1 - 7 / 6 + sum(map(math.log, precisions)) / 4)
+    )
+    with pytest.raises(
+        ConfigError, match="rouge reads the letters a to z and digits, and '我爱北京天安门' has none; take rouge_words"
+    ):
+        check_metrics(("rouge",), known)
+    check_metrics(("rouge", "bleu"), [["a", ""]])
+    check_metrics(("rouge_words", "bleu_zh"), known)

@@ -122,3 +122,13 @@ def test_smoothing_and_class_weights_equal_numpy(chunks):
     np.testing.assert_allclose(terms["loss"].count, weights.sum(), rtol=1e-5)
     with pytest.raises(ConfigError, match="class_weights has 2 numbers, and the model scores 40 targets"):
         LMConfig(class_weights=(1.0, 2.0)).build()(model, data)
+
+
+def test_weights_of_classes_do_not_look_like_tokens_left_out():
+    """Their sums differ with the order in which they are added up."""
+    model, data, rng = llama().build(jax.random.key(0)), batch(), np.random.default_rng(0)
+    by_class = tuple(rng.uniform(0.1, 3, VOCAB).tolist())
+    objective = LMConfig(scored=0.75, class_weights=by_class).build()
+    for _ in range(10):
+        data["weights"] = (rng.random(data["weights"].shape) < 0.4).astype(np.float32)
+        assert np.isfinite(objective(model, data)["loss"].value) == (data["weights"].sum(axis=1) <= 12).all()

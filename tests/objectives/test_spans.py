@@ -73,3 +73,13 @@ def test_bad_values_are_named():
         validate_tree(reader(classes=3))
     with pytest.raises(ConfigError, match="buckets=0"):
         validate_tree(reader(features=FeaturesConfig(buckets=0)))
+
+
+def test_a_right_word_far_below_the_best_has_a_loss_and_a_gradient():
+    """A gap of several hundred nats, whose exponential is no float32."""
+    data = span_batch()
+    graph, params = split(reader().build(KEY))
+    params["head"]["matrix"] = 3000 * params["head"]["matrix"]
+    grads, terms = gradients(params, data, KEY, graph=graph, objective=SpansConfig().build())
+    assert 200 < terms["loss"].value < 1e5
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))

@@ -1,12 +1,12 @@
 """Text to token ids and back: a file for each kind of tokenizer."""
 
-from lm_jax.data.tokenizers.base import END, UNKNOWN, Tokenizer, TokenizerConfig
+from lm_jax.data.tokenizers.base import END, UNKNOWN, Tokenizer, TokenizerConfig, encode_named
 from lm_jax.data.tokenizers.byte_values import Bytes, ByteTokenizer
 from lm_jax.data.tokenizers.characters import Characters, CharacterTokenizer
 from lm_jax.data.tokenizers.huggingface import BPE, HuggingFaceTokenizer, TokenizerFile
 from lm_jax.data.tokenizers.of_run import RunTokenizer
 from lm_jax.data.tokenizers.sentencepiece import SentencePiece, SentencePieceTokenizer
-from lm_jax.data.tokenizers.words import Words, WordTokenizer, split_words, word_places
+from lm_jax.data.tokenizers.words import CJK, Words, WordTokenizer, split_words, word_places
 
 # Records of runs, and keys of prepared data, name the package wherever in it a config stands.
 for _config in (BPE, Bytes, Characters, RunTokenizer, SentencePiece, TokenizerFile, Words):
@@ -14,6 +14,7 @@ for _config in (BPE, Bytes, Characters, RunTokenizer, SentencePiece, TokenizerFi
 
 __all__ = [
     "BPE",
+    "CJK",
     "END",
     "UNKNOWN",
     "ByteTokenizer",
@@ -29,6 +30,7 @@ __all__ = [
     "TokenizerFile",
     "WordTokenizer",
     "Words",
+    "encode_named",
     "split_words",
     "word_places",
 ]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lm_jax.core.config import Config
+from lm_jax.core.errors import DataError
 
 END = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
@@ -55,6 +56,19 @@ class Tokenizer:
         fields = dict(record)
         kind = fields.pop("kind")
         return next(known for known in Tokenizer.__subclasses__() if known.kind == kind)(**fields)
+
+
+def encode_named(tokenizer: Tokenizer, texts: Sequence[tuple[str, str]]) -> list[np.ndarray]:
+    """`Tokenizer.encode` of each (name, text). Raises `DataError` with the name of the text that has no tokens."""
+    try:
+        return tokenizer.encode_batch([text for _, text in texts])
+    except DataError:
+        for name, text in texts:  # again, one by one, to name the culprit
+            try:
+                tokenizer.encode(text)
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from error
+        raise
 
 
 @dataclasses.dataclass(kw_only=True)

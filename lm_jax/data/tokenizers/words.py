@@ -2,7 +2,10 @@
 
 import collections
 import dataclasses
+import functools
 import re
+import sys
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,15 +14,22 @@ import numpy as np
 from lm_jax.core.config import check_choice, check_positive
 from lm_jax.data.tokenizers.base import END, UNKNOWN, Tokenizer, TokenizerConfig
 
-# Chinese, Japanese and Korean characters are words of their own; then runs of letters and digits; then single other signs.
-_CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3040-\u30ff\uac00-\ud7af\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]|\n")
+_CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3040-\u30ff\U00020000-\U0003ffff"
+CJK = re.compile(f"[{_CJK}]")  # characters of scripts without spaces: Chinese and Japanese
 _LINES = re.compile(r"\n|\S+")
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    """Characters of `CJK` are words of their own; then runs of letters and digits; then single other signs. Marks (accents and the
+    vowels of Indic scripts, which `\\w` leaves out) go on with what they stand on."""
+    marks = "".join(re.escape(c) for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c)[0] == "M")
+    return re.compile(rf"[{_CJK}][{marks}]*|[^\W{_CJK}]+(?:[{marks}]+[^\W{_CJK}]*)*|[^\w\s]|\n")
 
 
 class WordTokenizer(Tokenizer):
     """One token a word, from a fixed list. Ids 0 and 1 are the end of document and unknown words. White space other than
-    line ends is not kept: decoding puts one space between words, none beside Chinese characters.
+    line ends is not kept: decoding puts one space between words, none between characters of `CJK`.
     """
 
     kind, eos, unknown = "words", 0, 1
@@ -50,20 +60,20 @@ def split_words(text: str, lowercase: bool, split: str) -> list[str]:
     text = text.lower() if lowercase else text
     if split == "whitespace":
         return text.split()
-    return (_WORD if split == "words" else _LINES).findall(text)
+    return (_word() if split == "words" else _LINES).findall(text)
 
 
 def word_places(text: str) -> list[tuple[int, int]]:
-    """The characters (first, end) of the words of `text` (see `_WORD`), line ends left out."""
-    return [match.span() for match in _WORD.finditer(text) if match[0] != "\n"]
+    """The characters (first, end) of the words of `text` (see `split_words`), line ends left out."""
+    return [match.span() for match in _word().finditer(text) if match[0] != "\n"]
 
 
 @dataclasses.dataclass(kw_only=True)
 class Words(TokenizerConfig):
     """Words that occur in the training text at least `min_count` times, at most `max_words` of them, the frequent first.
 
-    `split` is "words" (letters and digits, single signs, single Chinese characters, line ends); or for text whose words are set
-    apart already "whitespace", or "lines", where line ends are words too.
+    `split` is "words" (letters and digits, single signs, single characters of Chinese and Japanese, line ends); or for text whose
+    words are set apart already "whitespace", or "lines", where line ends are words too.
     """
 
     min_count: int = 2
