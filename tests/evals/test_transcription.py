@@ -112,6 +112,16 @@ def test_a_split_is_scored_once_on_any_mesh(data, kind, beam):
     assert again == found
 
 
+def test_blanks_at_the_ends_do_not_count(data, monkeypatch):
+    """As in jiwer."""
+    right = list(enumerate(f" {text} " for text in data.references("validation")))
+    monkeypatch.setattr(TranscriptionConfig, "_by_frames", lambda *_: [tuple(zip(*right, strict=True))])
+    scores = TranscriptionConfig(shown=0).scores(*split(encoder().build(KEY)), data, same, slice(None))
+    assert {name: value for name, value in scores if name.endswith("rate")} == dict.fromkeys(
+        ("word_error_rate", "character_error_rate", "utterance_error_rate"), 0.0
+    )
+
+
 def test_a_blank_that_transcripts_hold_is_refused(data):
     with pytest.raises(ConfigError, match=r"model.blank=1 may stand in transcripts; set --config.model.blank=0"):
         encoder(blank=1).check_end(data.tokenizer.eos, data.tokenizer.vocab_size)
