@@ -98,15 +98,15 @@ class Experiment(Config):
         names = [e.name for e in self.evals]
         if len(set(names)) != len(names):
             raise ConfigError(f"two evals have one name: {names}")
-        early_stop = self.train.early_stop
-        if early_stop is not None:
-            name = early_stop.metric.split("/")[0]
+        early_stop, checkpoint = self.train.early_stop, self.checkpoint
+        followed = {} if early_stop is None else {"train.early_stop.metric": early_stop.metric}
+        followed |= {"checkpoint.best_metric": checkpoint.best_metric} if checkpoint.keep_best else {}
+        for field, metric in followed.items():
+            name = metric.split("/")[0]
             if name not in names:
-                raise ConfigError(f"train.early_stop.metric={early_stop.metric!r} names no eval{nearest(name, names)}")
+                raise ConfigError(f"{field}={metric!r} names no eval{nearest(name, names)}")
             if not self.evals[names.index(name)].every:
-                raise ConfigError(
-                    f"evals {name!r}: every=0, only at the end, is too late for train.early_stop; give it a number of steps"
-                )
+                raise ConfigError(f"evals {name!r}: every=0, only at the end, is too late for {field}; give it a number of steps")
 
     def _check_family(self) -> None:
         model = self.model

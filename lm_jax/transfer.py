@@ -61,6 +61,10 @@ def check_source(experiment: Experiment, parts: Parts, tokenizer: Tokenizer) -> 
         transfer = _transfer(experiment, checkpoints, step, _flat(parts.shapes))[1]
         if not transfer.paths("loaded"):
             raise ConfigError(f"start_from: no parameter of {experiment.start_from} has the path and shape of one here\n{transfer}")
+        frozen = {} if parts.optimizer.frozen is None else _flat(parts.optimizer.frozen)
+        random = [path for path in transfer.paths("new") if frozen.get(tuple(path.split("/")))]
+        if random and experiment.words_from is None:
+            raise ConfigError(f"start_from: {', '.join(random)} would be frozen as drawn: the source has no such thing\n{transfer}")
 
 
 def first_state(

@@ -20,6 +20,7 @@ from lm_jax.core.mesh import MESH_AXES, MeshShape
 from lm_jax.core.param import Params, param_specs
 from lm_jax.core.sharding import batch_specs, shard_batch, spec, token_order, use_mesh
 from lm_jax.core.types import Array, Batch
+from lm_jax.models.text import TextConfig
 from lm_jax.nn.moe import MoEConfig
 from lm_jax.parts import build, check_mesh, initial_state, keys
 from lm_jax.prepared import prepare
@@ -58,7 +59,8 @@ def verify_mesh(experiment: Experiment) -> int:
 def _same_everywhere(experiment: Experiment) -> Experiment:
     """The experiment without what depends on how rows are put together: bounds and balance of experts' tokens."""
     experiment, changed = copy.deepcopy(experiment), False
-    for block in experiment.model.stack.prelude + experiment.model.stack.pattern:
+    stacks = [stack for _, stack in experiment.model.stacks().values()]
+    for block in [block for stack in stacks for block in stack.prelude + stack.pattern]:
         mixture = block.feed_forward
         if not isinstance(mixture, MoEConfig):
             continue
@@ -87,7 +89,7 @@ def legal_meshes(experiment: Experiment, num_devices: int) -> Iterator[MeshShape
 
 
 def _results(experiment: Experiment, batch: Batch, mesh: Mesh) -> dict[str, Any]:
-    """Nested dicts of NumPy arrays: logits [B, T, V], gradients, and the parameters' change in one step."""
+    """Nested dicts of NumPy arrays: logits [B, T, V] where the model scores tokens, gradients, and the change in one step."""
     layout = experiment.layout
     with use_mesh(mesh, layout):
         parts, (init_key, key) = build(experiment), keys(experiment)
@@ -99,13 +101,14 @@ def _results(experiment: Experiment, batch: Batch, mesh: Mesh) -> dict[str, Any]
         step = functools.partial(
             train_step, graph=parts.graph, objective=objective, optimizer=parts.optimizer, config=experiment.step
         )
-        scores = jax.jit(functools.partial(logits, parts.graph))(state.params, placed)
         grads, _ = jax.jit(compute)(state.params, placed, key)
         after, _, _ = jax.jit(step)(state, placed, key)
-        results = jax.device_get({"logits": {"logits": scores}, "gradients": grads, "update": after.params})
-        before = jax.device_get(state.params)
-    order = token_order(scores.shape[1], layout.ways("sequence", mesh))
-    results["logits"]["logits"] = results["logits"]["logits"][:, np.argsort(order)]
+        results = {"gradients": grads, "update": after.params}
+        if isinstance(experiment.model, TextConfig):
+            scores = jax.jit(functools.partial(logits, parts.graph))(state.params, placed)
+            order = token_order(scores.shape[1], layout.ways("sequence", mesh))
+            results = {"logits": {"logits": jax.device_get(scores)[:, np.argsort(order)]}} | results
+        results, before = jax.device_get((results, state.params))
     results["update"] = jax.tree.map(np.subtract, results["update"], before)
     return results
 

@@ -13,6 +13,7 @@ from lm_jax.data.tokenizers import Bytes
 from lm_jax.evals.classification import ClassificationConfig
 from lm_jax.evals.perplexity import PerplexityConfig
 from lm_jax.models.classifier import ClassifierConfig
+from lm_jax.train.checkpoint import CheckpointConfig
 from lm_jax.train.trainer import EarlyStopConfig
 
 FILE = "--config=experiments/shakespeare.py"
@@ -98,6 +99,14 @@ def test_fields_that_do_not_fit_each_other():
         (
             {"train": dataclasses.replace(config.train, early_stop=EarlyStopConfig()), "evals": (PerplexityConfig(),)},
             "'validation': every=0, only at the end, is too late for train.early_stop",
+        ),
+        (
+            {"checkpoint": CheckpointConfig(keep_best=1, best_metric="valid/loss")},
+            "checkpoint.best_metric='valid/loss' names no eval",
+        ),
+        (
+            {"checkpoint": CheckpointConfig(keep_best=1), "evals": (PerplexityConfig(),)},
+            "'validation': every=0, only at the end, is too late for checkpoint.best_metric",
         ),
     ):
         with pytest.raises(ConfigError, match=message):

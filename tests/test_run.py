@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -221,6 +222,20 @@ def test_a_run_that_goes_on_knows_its_best_step(tmp_path, monkeypatch):
     assert stop["step"] == 12 and stop["best_step"] == 4
 
 
+def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path, monkeypatch):
+    """Stopped where an eval was due, a run goes on and stops as one that was not."""
+    config = experiment(tmp_path, num_steps=40)
+    config.optimizer = dataclasses.replace(config.optimizer, learning_rate=0.0)
+    config.train.early_stop = EarlyStopConfig(patience=2)
+    stop_after(monkeypatch, 8)
+    assert run.train(config, tmp_path / "run") == 75 and list(evals(tmp_path / "run")) == [4]
+    stop_after(monkeypatch, None)
+    assert run.train(config, tmp_path / "run") == 0
+    assert list(evals(tmp_path / "run")) == [4, 8, 12] and state(tmp_path / "run")["step"] == 12
+    (stop,) = events(tmp_path / "run", "stop")
+    assert stop["step"] == 12 and stop["best_step"] == 4
+
+
 def test_what_is_no_number_is_never_the_best():
     highest, lowest = EarlyStopConfig(mode="max"), EarlyStopConfig()
     for best, value, up, down in ((None, 0.5, True, True), (None, math.nan, False, False), (0.5, math.nan, False, False)):
@@ -231,16 +246,25 @@ def test_what_is_no_number_is_never_the_best():
 
 @dataclasses.dataclass(kw_only=True)
 class Failing(PerplexityConfig):
+    full: ClassVar[bool] = True
+
     def scores(self, *args):
-        raise OSError("the disk of the evaluation is full")
+        if self.full:
+            raise OSError("the disk of the evaluation is full")
+        return super().scores(*args)
 
 
-def test_a_step_whose_evaluation_fails_is_saved(tmp_path):
+def test_a_step_whose_evaluation_fails_is_saved_and_evaluated_later(tmp_path, monkeypatch):
     config = experiment(tmp_path)
     config.checkpoint.every, config.evals = 0, (Failing(batch_size=8),)
     with pytest.raises(OSError, match="the disk of the evaluation is full"):
         run.train(config, tmp_path / "run")
     assert state(tmp_path / "run")["step"] == 12 and load(tmp_path / "run").step == 12
+    assert not evals(tmp_path / "run")
+    monkeypatch.setattr(Failing, "full", False)
+    for _ in range(2):  # once
+        assert run.train(config, tmp_path / "run") == 0
+        assert list(evals(tmp_path / "run")) == [12]
 
 
 def test_a_batch_that_the_objective_cannot_read_is_refused_before_the_directory_is_claimed(tmp_path):

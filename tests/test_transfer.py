@@ -168,6 +168,10 @@ def test_what_cannot_be_started_from_is_named(source, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             run.train(frozen(config, *parts), tmp_path / "run")
+    longer = frozen(config, "embedding")
+    longer.model.vocab_size += 4
+    with pytest.raises(ConfigError, match="start_from: embedding/table would be frozen as drawn: the source has no such thing"):
+        run.train(longer, tmp_path / "run")
     wide = dataclasses.replace(config, model=dataclasses.replace(config.model, width=64))
     with pytest.raises(ConfigError, match=r"no parameter of .* has the path and shape of one here\n.*: 0 loaded"):
         run.train(wide, tmp_path / "wide")

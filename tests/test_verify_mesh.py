@@ -40,6 +40,13 @@ def test_a_mixture_is_compared_without_its_bounds(experiment, monkeypatch, capsy
     assert lines[-1].startswith("equal on all") and lines[-2].startswith("ep=2: ")
 
 
+@pytest.mark.parametrize("config", ["speech_digits.py:smoke", "emoji.py:smoke", "word_vectors.py:smoke"])
+def test_models_that_score_no_tokens_are_compared(config, monkeypatch, capsys):
+    monkeypatch.setattr(module, "legal_meshes", lambda experiment, count: [MeshShape(dp=1, fsdp=2)])
+    assert module.verify_mesh(load_experiment([f"--config=experiments/{config}"])) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("equal on all")
+
+
 def test_a_wrong_one_is_named(experiment, monkeypatch, capsys):
     def wrong(x: jax.Array, name: str) -> jax.Array:
         return to_residual(x, name) * (1.01 if ways(name) > 1 else 1.0)

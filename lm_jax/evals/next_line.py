@@ -135,6 +135,7 @@ class NextLineConfig(EvalConfig):
             sampling=SamplingConfig(temperature=0.0),
             stop_tokens=(tokenizer.eos,),
             num_tokens=tokenizer.vocab_size,
+            bidirectional="prefix" in data.config.inputs,
         )
         return [first_line(tokenizer.decode(samples[0])) for samples in found[: len(lines)]]
 

@@ -37,6 +37,8 @@ class DecoderConfig(TextConfig):
         """Raises `ConfigError` for an unknown dtype, heads that do not divide the width, or layers that see the next token."""
         super().validate()
         self.stack.check_causal()
+        if self.multi_token is not None:
+            self.multi_token.block.mixer.check(self.width)
 
     def build(self, key: Array) -> "Decoder":
         """The model with parameters drawn from `key`."""

@@ -94,12 +94,12 @@ class EncoderDecoder(Decoder):
         x_BTD, more = super()._hidden(batch, place._replace(memory=memory), keys[1])
         return x_BTD, for_targets(aux, memory, batch) + more
 
-    def encode(self, batch: Batch, *, key: Array | None = None) -> tuple[Memory, Aux]:
+    def encode(self, batch: Batch, *, key: Array | None = None, at_once: bool = False) -> tuple[Memory, Aux]:
         """The memory of `batch["memory_tokens"]` [B, S], `batch["images"]`, or what `Audio.hear` reads.
 
         "memory_segments" [B, S] says which are padding (0), and which segment of the targets may see the others; 1 where it
         is not given, but for waveforms, whose padding follows from "samples". "memory_positions" [B, S] count from the start
-        of the row where they are not given.
+        of the row where they are not given. `at_once` is as in `Stack`.
         """
         keys, dtype = (None, None) if key is None else jax.random.split(key), jnp.dtype(self.config.dtype)
         with whole_rows():
@@ -117,14 +117,14 @@ class EncoderDecoder(Decoder):
                 x_BSD = embedding(tokens, positions, dtype, keys[0])
             if positions is None:
                 positions = jnp.arange(x_BSD.shape[1], dtype=jnp.int32)[None, :]
-            x_BSD, _, aux = self.encoder(x_BSD, Place(positions, segments), key=keys[1])
+            x_BSD, _, aux = self.encoder(x_BSD, Place(positions, segments), key=keys[1], at_once=at_once)
         return Memory(x_BSD, jnp.ones(x_BSD.shape[:2], jnp.int32) if segments is None else segments), aux
 
     def init_cache(
         self, batch_size: int, length: int, context: int | None = None, *, inputs: Batch, prefix: bool = False
     ) -> DecodeState:
         """A cache for targets of up to `length` tokens, given what `encode` reads of each of the `batch_size` rows."""
-        memory, _ = self.encode(inputs)
+        memory, _ = self.encode(inputs, at_once=True)
         caches, info = super().init_cache(batch_size, length, context, prefix=prefix)
         # Targets are segment 1 while they are decoded.
         readable = (memory.segments_BS > 0).astype(jnp.int32)

@@ -35,6 +35,8 @@ class MultiTokenConfig(Config):
         check_positive(self, "depth")
         if self.block.cross is not None:
             raise ConfigError("multi_token.block has no memory to attend to; leave cross out")
+        if not getattr(self.block.mixer, "causal", True):
+            raise ConfigError("multi_token.block.mixer reads both ways, so that a token would see those that it is to predict")
 
     def build(self, rngs: nnx.Rngs, width: int, init: Init, num_layers: int) -> "MultiToken":
         """The modules on top of a stack of `num_layers` of `width`."""

@@ -49,7 +49,8 @@ def _dot_product(implementation: str) -> Callable[..., Array]:
             rest = dataclasses.replace(spec, causal=spec.prefix and spec.causal, window=None)
             mask = visible(rest, queries, keys)[:, None, :, :]
         if spec.alibi is not None:
-            bias_NTS = alibi(spec.alibi, q_BTNH.shape[2], queries.index, keys.index)
+            distances = alibi(spec.alibi, q_BTNH.shape[2], queries.index, keys.index)
+            bias_NTS = distances if bias_NTS is None else bias_NTS + distances
         return jax.nn.dot_product_attention(
             q_BTNH,
             k_BSKH,
@@ -82,6 +83,10 @@ def _cudnn_refuses(case: Case) -> str | None:
         return f"it needs bfloat16, not {case.dtype}"
     if case.head_dim % 8 or case.head_dim > 128:
         return f"it needs a head size that is a multiple of 8 and at most 128, not {case.head_dim}"
+    if case.queries % 2 or case.keys % 2:
+        return f"it has no gradient of rows of an odd number of tokens: {case.queries} queries, {case.keys} keys"
+    if case.spec.window is not None and (not case.spec.causal or case.spec.prefix):
+        return "its windows look back only, and here tokens see those after them"
     return _xla_refuses(case)
 
 

@@ -108,6 +108,15 @@ class StackConfig(Config):
             block.mixer.check(width)
             if block.cross is not None:
                 block.cross.check(width)
+        if self.relative_bias is not None and len(self._biased()) != 1:
+            raise ConfigError(
+                f"relative_bias has one number for each head of all attention, and the layers have {sorted(self._biased())} heads; "
+                "give all of them as many, or leave it out"
+            )
+
+    def _biased(self) -> set[int]:
+        """The numbers of heads of the layers of self-attention."""
+        return {block.mixer.num_heads for block in self.layers if hasattr(block.mixer, "alibi")}
 
     def check_causal(self) -> None:
         """Raises `ConfigError` where a token sees those after it: a model of the next token would see what it predicts."""
@@ -153,8 +162,8 @@ class Stack(nnx.Module):
             make = lambda rngs, block=block: block.build(rngs, width, init, config.num_layers)  # noqa: E731
             setattr(self, f"block{i}", stacked(make, rngs, config.repeats, config.rounds))
         self.final_norm = None if config.final_norm is None else config.final_norm.build(rngs, width)
-        bias, num_heads = config.relative_bias, getattr(config.layers[0].mixer, "num_heads", 0)
-        self.relative_bias = None if bias is None else bias.build(rngs, num_heads, init)
+        bias = config.relative_bias
+        self.relative_bias = None if bias is None else bias.build(rngs, min(config._biased()), init)
 
     def __call__(
         self,
@@ -164,13 +173,14 @@ class Stack(nnx.Module):
         key: Array | None = None,
         caches: tuple[Cache, ...] | None = None,
         info: CacheInfo | None = None,
+        at_once: bool = False,
     ) -> tuple[Array, tuple[Cache, ...] | None, Aux]:
         """[B, T, D] to [B, T, D]; with `caches` (those of the prelude, then one per block of the pattern, [repeats, ...]) also
-        the new ones.
+        the new ones. Rows pass a pipeline as one micro-batch with `caches`, or `at_once`: any number of them.
 
         The last result is the layers' `Aux`, added up.
         """
-        config, schedule = self.config, self._schedule(x_BTD.shape[0], decoding=caches is not None)
+        config, schedule = self.config, self._schedule(x_BTD.shape[0], at_once=at_once or caches is not None)
         first = len(config.prelude)
         blocks = tuple(getattr(self, f"block{i}") for i in range(len(config.pattern)))
         keys = None if key is None else jax.random.split(key, config.num_layers)
@@ -227,12 +237,12 @@ class Stack(nnx.Module):
         x_BTD, (caches, aux) = jax.lax.scan(body, x_BTD, xs, unroll=unroll)
         return x_BTD, caches, jax.tree.map(lambda x: jnp.sum(x, axis=0), aux)
 
-    def _schedule(self, num_rows: int, *, decoding: bool) -> Schedule | None:
+    def _schedule(self, num_rows: int, *, at_once: bool) -> Schedule | None:
         """That of a pipeline over the devices that the layers are split over; None where they are not."""
         stages, layout = ways("layers"), current_layout()
         if stages == 1 or layout is None:
             return None
-        if decoding:
+        if at_once:
             return Schedule(stages, self.config.rounds, 1)
         return self.config.schedule(num_rows * overlap("layers", "batch"), stages, layout.micro_batches)
 

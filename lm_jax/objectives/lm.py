@@ -96,8 +96,11 @@ class LM:
 
 
 def _later(batch: Batch, places: int) -> Batch:
-    """Targets that stand `places` later, with no weight where that is beyond the row or in another document."""
+    """Targets that stand `places` later. They have no weight where that is beyond the row or in another document, or where the next
+    token is in a prefix that is seen both ways: what a module reads there holds the target."""
     weights = ahead(batch["weights"], places)
+    if "prefix" in batch:
+        weights = jnp.where(ahead(batch["prefix"], 1) > 0, 0.0, weights)
     if "segments" in batch:
         weights = jnp.where(ahead(batch["segments"], places) == batch["segments"], weights, 0.0)
     return {"targets": ahead(batch["targets"], places), "weights": weights}

@@ -89,6 +89,11 @@ class Checkpoints:
             except OSError as error:
                 raise StorageError(f"{folder} cannot be written ({error.strerror}); take another --workdir") from error
 
+    @property
+    def best_metric(self) -> str | None:
+        """What the best checkpoints are kept by; None where none are."""
+        return self._config.best_metric if self._config.keep_best else None
+
     def due(self, step: int) -> bool:
         """Whether the config asks for a checkpoint after `step` steps."""
         return self._config.every > 0 and step % self._config.every == 0
@@ -259,7 +264,7 @@ class Checkpoints:
             keep |= {step for step in good if step % config.keep_every == 0}
         if config.keep_best:
             metrics = {step: manifest.read(self._path(step))["metrics"].get(config.best_metric) for step in good}
-            scored = [step for step in good if metrics[step] is not None]
+            scored = [step for step in good if metrics[step] is not None and math.isfinite(metrics[step])]
             best = sorted(scored, key=lambda step: metrics[step], reverse=config.best_mode == "max")
             keep |= set(best[: config.keep_best])
         for step in set(self.steps()) - keep:

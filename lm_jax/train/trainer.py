@@ -131,6 +131,8 @@ class Trainer:
         self._digest = progress.get("batches_digest", 0)
         self._key = jax.random.key_data(key).tolist()
         rule = self.config.early_stop
+        if progress.get("owed") and self._visit(start, state, leaving=False):
+            total = start
         if rule is not None and self._bad >= rule.patience:
             total = start  # stopped early, in an earlier attempt
         pending: tuple[int, dict[str, Array], Params] | None = None
@@ -168,7 +170,8 @@ class Trainer:
     def _visit(self, step: int, state: TrainState, leaving: bool) -> bool:
         """Evaluates, samples and saves what is due after `step`; whether training should stop early.
 
-        A run that is `leaving` has no time for more than the save. Where an evaluation fails the step is saved all the same.
+        A run that is `leaving` has no time for more than the save. Where an evaluation fails the step is saved all the same. Both
+        leave what was due to the next attempt: its progress has "owed".
         """
         last = step == self.config.num_steps
         params = state.params if state.ema is None else state.ema
@@ -177,22 +180,23 @@ class Trainer:
         try:
             if not leaving:
                 scores = self._evaluate(step, params, [e for e in self.evals if e.due(step, last)])
+                _check_named("checkpoint.best_metric", self.checkpoints.best_metric, scores)
                 early = self._early_stop(step, scores)
                 if early:
                     rest = [e for e in self.evals if not e.due(step, last)]
                     scores |= self._evaluate(step, params, rest)
         except Exception:
-            self._save(step, state, {})
+            self._save(step, state, {}, owed=True)
             self.checkpoints.wait()
             raise
         if leaving or last or early or self.checkpoints.due(step):
-            self._save(step, state, scores)
+            self._save(step, state, scores, owed=leaving)
         if self.sampler is not None and not leaving and self.sampler.due(step, last or early):
             self._scores(step, params, self.sampler)
         return early
 
-    def _save(self, step: int, state: TrainState, scores: dict[str, float]) -> None:
-        self.checkpoints.save(step, state, self.record | {"progress": self._progress()}, scores)
+    def _save(self, step: int, state: TrainState, scores: dict[str, float], *, owed: bool) -> None:
+        self.checkpoints.save(step, state, self.record | {"progress": self._progress() | {"owed": owed}}, scores)
         self.log.event(step, "checkpoint", f"saving step {step}")
         self.log.flush(durable=True)
 
@@ -230,11 +234,9 @@ class Trainer:
         rule = self.config.early_stop
         if rule is None:
             return False
-        found = [name for name in scores if name.split("/")[0] == rule.metric.split("/")[0]]
-        if not found:
-            return False
+        _check_named("train.early_stop.metric", rule.metric, scores)
         if rule.metric not in scores:
-            raise ConfigError(f"train.early_stop.metric={rule.metric!r} is no score of that eval, which has {', '.join(found)}")
+            return False
         value = scores[rule.metric]
         if rule.better(value, self._best):
             self._best, self._best_step, self._bad = value, step, 0
@@ -335,3 +337,10 @@ def _paths(tree: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
             yield from (((name, *path), leaf) for path, leaf in _paths(value))
         else:
             yield (name,), value
+
+
+def _check_named(field: str, metric: str | None, scores: dict[str, float]) -> None:
+    """Raises `ConfigError` where the eval of a metric ran and has no such score."""
+    found = [] if metric is None else [name for name in scores if name.split("/")[0] == metric.split("/")[0]]
+    if found and metric not in found:
+        raise ConfigError(f"{field}={metric!r} is no score of that eval, which has {', '.join(found)}")

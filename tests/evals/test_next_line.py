@@ -8,7 +8,7 @@ import pytest
 
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.param import split
-from lm_jax.data.prefixes import FillInTheMiddle
+from lm_jax.data.prefixes import FillInTheMiddle, PrefixLM
 from lm_jax.data.sources import TextFiles
 from lm_jax.data.splits import ListedSplit
 from lm_jax.data.store import Corpus
@@ -87,6 +87,15 @@ def test_a_model_completes_lines_by_its_likeliest_tokens(data):
     assert len(set(wanted)) > 1, wanted
     right = sum(text.rstrip() == line.line.rstrip() for text, line in zip(wanted, config.lines(data), strict=True))
     assert dict(item for item in items if not isinstance(item, Shown)) == {"exact": right / 3, "num_lines": 3.0}
+
+
+def test_the_prompt_of_a_prefix_lm_is_seen_both_ways(data, monkeypatch):
+    seen = []
+    monkeypatch.setattr(next_line, "generate", lambda *_, bidirectional, **more: seen.append(bidirectional) or [[[]]] * 3)
+    prefixed = dataclasses.replace(data, config=dataclasses.replace(data.config, denoise=PrefixLM()))
+    for prepared_data in (data, prefixed):
+        list(NextLineConfig(batch_size=3, show=0).scores(None, None, prepared_data, None, slice(None)))
+    assert seen == [False, True]
 
 
 def test_a_hole_is_given_with_what_stands_after_it(data, monkeypatch):

@@ -14,13 +14,15 @@ from lm_jax.core.errors import ConfigError
 from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import logical_axes, split
 from lm_jax.core.sharding import Layout, check_divisible, parameter_sizes
+from lm_jax.models.multi_token import MultiTokenConfig
 from lm_jax.nn.attention import AttentionConfig
 from lm_jax.nn.block import BlockConfig
 from lm_jax.nn.gated_delta import GatedDeltaConfig
 from lm_jax.nn.moe import MoEConfig
 from lm_jax.nn.recurrent import RecurrentConfig
+from lm_jax.nn.relative_bias import RelativeBiasConfig
 from lm_jax.nn.stack import StackConfig
-from lm_jax.objectives.lm import LMConfig
+from lm_jax.objectives.lm import LMConfig, _later
 from lm_jax.optim.groups import KINDS, kind, map_axes
 from tests import hlo
 from tests.models_for_tests import MODELS, VOCAB, batch, gpt2, llama, logits
@@ -187,6 +189,38 @@ def test_every_parameter_is_in_a_group_of_the_optimizers():
     assert griffin["convolution"] == {"matrix": "vector", "bias": "vector"} and griffin["input_gate"] == "matrix"
 
 
+def test_a_relative_bias_may_follow_a_recurrent_layer():
+    pattern = (BlockConfig(mixer=RecurrentConfig()), BlockConfig(mixer=AttentionConfig(num_heads=4)))
+    model = llama(stack=StackConfig(pattern=pattern, repeats=1, relative_bias=RelativeBiasConfig())).build(KEY)
+    changed = llama(stack=StackConfig(pattern=pattern, repeats=1, relative_bias=RelativeBiasConfig())).build(KEY)
+    changed.stack.relative_bias.table[...] += jax.random.normal(KEY, changed.stack.relative_bias.table.shape)
+    assert np.abs(logits(model, batch()["tokens"]) - logits(changed, batch()["tokens"])).max() > 1e-3
+
+
+def test_a_further_token_is_not_seen_in_a_prefix():
+    """Where a target of a module has weight, the module's state does not change with it."""
+    config = llama(multi_token=MultiTokenConfig(depth=2, block=llama().stack.pattern[0]))
+    model, T = config.build(KEY), 12
+    tokens = np.random.default_rng(0).integers(0, VOCAB, (1, T)).astype(np.int32)
+    prefix = (np.arange(T) < 5).astype(np.int32)[None]
+    data = {
+        "tokens": tokens,
+        "prefix": prefix,
+        "targets": np.roll(tokens, -1, 1),
+        "weights": (np.arange(T) >= 4)[None] * np.float32(1),
+    }
+    states = jax.jit(lambda tokens: model(data | {"tokens": tokens}).further)
+    before = states(tokens)
+    for k in (1, 2):
+        weights = np.asarray(_later(data, k)["weights"])[0]
+        assert weights[4 : T - k].all() and not weights[:4].any()
+        for place in np.flatnonzero(weights):
+            if place + k + 1 < T:
+                other = tokens.copy()
+                other[0, place + k + 1] = (other[0, place + k + 1] + 1) % VOCAB
+                np.testing.assert_allclose(states(other)[k - 1][0, place], before[k - 1][0, place], atol=1e-5)
+
+
 def test_an_axis_that_does_not_divide_is_named_with_its_numbers():
     _, params = split(jax.eval_shape(llama(width=36).build, KEY))
     model = jax.eval_shape(llama(width=36).build, KEY)
@@ -212,5 +246,14 @@ def test_bad_values_are_named(change, message):
         stack = StackConfig(pattern=(BlockConfig(mixer=mixer),))
         with pytest.raises(ConfigError, match="a token would see the next one, which it is to predict"):
             validate_tree(dataclasses.replace(gpt2(), stack=stack))
+        further = MultiTokenConfig(block=BlockConfig(mixer=mixer))
+        with pytest.raises(ConfigError, match="a token would see those that it is to predict"):
+            validate_tree(dataclasses.replace(llama(), multi_token=further))
+    further = MultiTokenConfig(block=BlockConfig(mixer=AttentionConfig(num_heads=5)))
+    with pytest.raises(ConfigError, match="width=32 is not divisible by num_heads=5"):
+        validate_tree(dataclasses.replace(llama(), multi_token=further))
+    mixed = tuple(BlockConfig(mixer=AttentionConfig(num_heads=heads)) for heads in (4, 2))
+    with pytest.raises(ConfigError, match=r"relative_bias has one number for each head of all attention, .* have \[2, 4\] heads"):
+        validate_tree(dataclasses.replace(llama(), stack=StackConfig(pattern=mixed, relative_bias=RelativeBiasConfig())))
     with pytest.raises(ConfigError, match="num_heads=4 is not divisible by num_kv_heads=3"):
         AttentionConfig(num_heads=4, num_kv_heads=3).validate()

@@ -11,7 +11,9 @@ import pytest
 from lm_jax.core.errors import ConfigError
 from lm_jax.core.mesh import MeshShape
 from lm_jax.core.param import split
-from lm_jax.core.sharding import Layout, shard_batch, use_mesh
+from lm_jax.core.sharding import Layout, same_everywhere, shard_batch, use_mesh
+from lm_jax.infer.generate import generate
+from lm_jax.infer.sampling import SamplingConfig
 from lm_jax.models.encoder_decoder import EncoderDecoderConfig
 from lm_jax.nn.additive_attention import AdditiveAttentionConfig
 from lm_jax.nn.attention import AttentionConfig
@@ -142,3 +144,16 @@ def test_a_mesh_has_the_gradients_of_one_device(name):
     np.testing.assert_allclose(mesh_terms["loss"].value, terms["loss"].value, rtol=1e-5)
     near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5 * max(1.0, np.abs(b).max()))  # noqa: E731
     jax.tree.map(near, got, want)
+
+
+@pytest.mark.slow
+def test_any_number_of_prompts_is_continued_on_a_pipeline():
+    inputs = {name: value[:1] for name, value in batch().items() if name.startswith("memory_")}
+    found = []
+    for shape in (MeshShape(dp=1), MeshShape(dp=1, pp=2)):
+        with use_mesh(shape.build(), Layout(micro_batches=4)):
+            graph, params = split(jax.jit(CONFIGS["rotary"].build)(jax.random.key(0)))
+            sampling = SamplingConfig(temperature=8.0)
+            with same_everywhere():
+                found.append(generate(graph, params, [[1, 2]], max_tokens=5, sampling=sampling, inputs=inputs))
+    assert found[0] == found[1] and len(set(found[0][0][0])) > 1

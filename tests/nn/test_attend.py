@@ -106,6 +106,10 @@ def case(**fields):
         ("cudnn", dict(platform="cpu"), "needs an NVIDIA GPU, and this is a cpu"),
         ("cudnn", dict(dtype=jnp.dtype("float32")), "needs bfloat16"),
         ("cudnn", dict(head_dim=256), "at most 128, not 256"),
+        ("cudnn", dict(queries=197), "odd number of tokens: 197 queries, 256 keys"),
+        ("cudnn", dict(keys=197), "odd number of tokens: 256 queries, 197 keys"),
+        ("cudnn", dict(spec=AttentionSpec(scale=1.0, causal=False, window=64)), "windows look back only"),
+        ("cudnn", dict(spec=AttentionSpec(scale=1.0, prefix=True, window=64)), "windows look back only"),
         ("cudnn", dict(spec=AttentionSpec(scale=1.0, soft_cap=30.0)), "neither soft-cap nor sinks"),
         ("xla", dict(spec=AttentionSpec(scale=1.0, sinks=True)), "neither soft-cap nor sinks"),
         ("xla", dict(sequence=4), "cannot split the sequence"),
@@ -121,8 +125,22 @@ def test_what_a_backend_cannot_do_is_refused(name, fields, problem):
 
 
 def test_auto_says_what_runs_and_why():
-    assert choose("auto", case())[0] == "cudnn"
+    assert choose("auto", case())[0] == choose("auto", case(spec=AttentionSpec(scale=1.0, window=64)))[0] == "cudnn"
     assert choose("auto", case(platform="cpu")) == ("reference", "not cudnn: it needs an NVIDIA GPU, and this is a cpu")
     assert choose("auto", case(platform="tpu")) == ("splash", "fastest on this tpu")
     assert choose("auto", case(sequence=4)) == ("ring", "the sequence is split 4 ways")
     assert choose("auto", case(sequence=4, spec=AttentionSpec(scale=1.0, causal=False, cross=True)))[0] == "reference"
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_alibi_and_a_bias_add_up(implementation):
+    """As one bias that is the sum of both, with the slopes of Press et al.: 1/4, 1/16, 1/64, 1/256 for 4 heads."""
+    data, _ = arrays(4)
+    bias = np.random.default_rng(1).normal(size=(N, T, T)).astype(np.float32)
+    distance = np.arange(T)[None, :] - np.arange(T)[:, None]
+    summed = bias + 4.0 ** -np.arange(1, 5)[:, None, None] * distance
+    tokens = Tokens(jnp.arange(T), None)
+    attention = lambda bias, **more: attend(  # noqa: E731
+        implementation, AttentionSpec(scale=0.5, bias=True, **more), data["q"], data["k"], data["v"], tokens, tokens, None, bias
+    )
+    compare(attention(jnp.array(bias), alibi=4), attention(jnp.array(summed, jnp.float32)))

@@ -1,5 +1,6 @@
 """Checkpoints: bit-exact, verified, committed whole or not at all."""
 
+import math
 import os
 import random
 import shutil
@@ -50,11 +51,11 @@ def assert_same(a: Any, b: Any) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
 
 
-def saved(folder, steps=(1, 2), **config) -> Checkpoints:
+def saved(folder, steps=(1, 2), score=lambda step: abs(step - 3.0), **config) -> Checkpoints:
     """Checkpoints of `steps`, committed."""
     checkpoints = Checkpoints(folder, CheckpointConfig(**{"keep_latest": 10, **config}))
     for step in steps:
-        checkpoints.save(step, make_state(step), {"note": step}, {"validation/loss": abs(step - 3.0)})
+        checkpoints.save(step, make_state(step), {"note": step}, {"validation/loss": score(step)})
     checkpoints.wait()
     return checkpoints
 
@@ -262,6 +263,9 @@ def test_keeps_latest_best_and_multiples(tmp_path):
     assert checkpoints.steps() == [2, 3, 5, 8, 9]  # best at |step - 3|: 3, and 2 before 4
     checkpoints = saved(tmp_path / "max", range(1, 10), keep_latest=1, keep_best=1, best_mode="max")
     assert checkpoints.steps() == [9]
+    for mode in ("min", "max"):  # what is no number is never the best
+        some = lambda step: 0.5 if step == 2 else math.nan  # noqa: E731
+        assert saved(tmp_path / f"nan_{mode}", range(1, 5), some, keep_latest=1, keep_best=1, best_mode=mode).steps() == [2, 4]
     with pytest.raises(ConfigError, match="did you mean 'max'"):
         validate_tree(CheckpointConfig(best_mode="maxx"))
 

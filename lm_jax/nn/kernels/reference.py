@@ -48,7 +48,8 @@ def masked_attention(
     (B, T, N, _), K = q_BTNH.shape, k_BSKH.shape[2]
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", group(q_BTNH, K), k_BSKH, preferred_element_type=jnp.float32) * spec.scale
     if spec.alibi is not None:
-        bias_NTS = alibi(spec.alibi, N, queries_T, keys_S)
+        distances = alibi(spec.alibi, N, queries_T, keys_S)
+        bias_NTS = distances if bias_NTS is None else bias_NTS + distances
     if bias_NTS is not None:
         scores = scores + bias_NTS.reshape(1, K, N // K, *bias_NTS.shape[1:])
     scores = jnp.where(mask_BTS[:, None, None, :, :], soft_cap(scores, spec.soft_cap), MASKED)
