@@ -114,7 +114,7 @@ def test_what_would_fail_after_training_is_refused_before(data, monkeypatch):
         config.check(few, prepared)
     dataclasses.replace(config, max_tokens=15).check(few, prepared)
     with pytest.raises(ConfigError, match="the split 'test' holds no example to evaluate"):
-        config.check(model(), types.SimpleNamespace(sources=lambda split: []))
+        config.check(model(), types.SimpleNamespace(sources=lambda split: [], references=lambda split: []))
     config.check(model(), prepared)
     monkeypatch.setitem(sys.modules, "sacrebleu", None)  # as where it is not installed
     with pytest.raises(ConfigError, match="needs the package sacrebleu: pip install"):
