@@ -131,8 +131,10 @@ class Trainer:
         self._digest = progress.get("batches_digest", 0)
         self._key = jax.random.key_data(key).tolist()
         rule = self.config.early_stop
-        if progress.get("owed") and self._visit(start, state, leaving=False):
-            total = start
+        if progress.get("owed"):
+            with self._meter.pause():
+                if self._visit(start, state, leaving=False):
+                    total = start
         if rule is not None and self._bad >= rule.patience:
             total = start  # stopped early, in an earlier attempt
         pending: tuple[int, dict[str, Array], Params] | None = None
