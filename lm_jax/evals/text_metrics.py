@@ -23,16 +23,18 @@ def _library(name: str) -> Any:
 
 def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
     """Corpus BLEU from 0 to 100 (Papineni et al. 2002), by sacrebleu (arXiv:1804.08771): tokenisation 13a, lower case."""
-    found = _library("sacrebleu").corpus_bleu(list(texts), _columns(references), lowercase=True)
-    yield "bleu", found.score
-    yield "brevity_penalty", found.bp
+    yield from _bleu(texts, references, "", tokenize="13a")
 
 
 def bleu_zh(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
     """`bleu` of Chinese, whose characters sacrebleu then counts as words (its tokenisation zh)."""
-    found = _library("sacrebleu").corpus_bleu(list(texts), _columns(references), lowercase=True, tokenize="zh")
-    yield "bleu_zh", found.score
-    yield "brevity_penalty_zh", found.bp
+    yield from _bleu(texts, references, "_zh", tokenize="zh")
+
+
+def _bleu(texts: Sequence[str], references: Sequence[Sequence[str]], suffix: str, **options: Any) -> Scores:
+    found = _library("sacrebleu").corpus_bleu(list(texts), _columns(references), lowercase=True, **options)
+    yield f"bleu{suffix}", found.score
+    yield f"brevity_penalty{suffix}", found.bp
 
 
 def chrf(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:

@@ -108,14 +108,15 @@ class StackConfig(Config):
             block.mixer.check(width)
             if block.cross is not None:
                 block.cross.check(width)
-        if self.relative_bias is not None and len(self._biased()) != 1:
+        heads = sorted(self.attention_heads())
+        if self.relative_bias is not None and len(heads) != 1:
             raise ConfigError(
-                f"relative_bias has one number for each head of all attention, and the layers have {sorted(self._biased())} heads; "
+                f"relative_bias has one number for each head of all attention, and the layers have {heads} heads; "
                 "give all of them as many, or leave it out"
             )
 
-    def _biased(self) -> set[int]:
-        """The numbers of heads of the layers of self-attention."""
+    def attention_heads(self) -> set[int]:
+        """The numbers of heads that layers of self-attention have."""
         return {block.mixer.num_heads for block in self.layers if hasattr(block.mixer, "alibi")}
 
     def check_causal(self) -> None:
@@ -163,7 +164,7 @@ class Stack(nnx.Module):
             setattr(self, f"block{i}", stacked(make, rngs, config.repeats, config.rounds))
         self.final_norm = None if config.final_norm is None else config.final_norm.build(rngs, width)
         bias = config.relative_bias
-        self.relative_bias = None if bias is None else bias.build(rngs, min(config._biased()), init)
+        self.relative_bias = None if bias is None else bias.build(rngs, min(config.attention_heads()), init)
 
     def __call__(
         self,
